@@ -1,0 +1,1 @@
+"""How things are shown: tables, sizes and times, Go templates, progress bars."""
