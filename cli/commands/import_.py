@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 import click
 
+from ..environment import source_date_epoch
 from ..output.progress import progress_for
 from ..session import Session, pass_session
-from ..surroundings import source_date_epoch
 
 
 @click.command(name="import")

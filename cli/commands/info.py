@@ -11,6 +11,7 @@ from importlib import metadata
 import click
 
 from .. import __version__
+from ..environment import search_path
 from ..output.text import printable
 from ..session import Session, pass_session
 
@@ -71,19 +72,16 @@ def _free_space(session: Session) -> str:
 
 
 def _machine_facts(session: Session) -> dict[str, object]:
-    from snapshotter.containers.runtime import RuntimeUnavailable, find_runtime  # noqa: PLC0415
+    from snapshotter.containers.runtime import installed  # noqa: PLC0415
 
-    try:
-        runtime = find_runtime(session.root).describe()
-    except RuntimeUnavailable as error:
-        runtime = f"none: {error}"
+    runtimes = [f"{found.version()} ({found.path})" for found in installed(search_path())]
     return {
         "Lamina version": __version__,
         "Kernel": platform.release(),
         "Architecture": platform.machine(),
         "FUSE": _fuse(),
         "Rootless": os.geteuid() != 0,
-        "Runtime": runtime,
+        "Runtimes": ", ".join(runtimes) or "none: install the package runc or crun",
     }
 
 

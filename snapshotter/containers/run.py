@@ -1,0 +1,316 @@
+"""Running a container: the part in the caller's process, which keeps the record and waits."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from unionfs import mounting
+
+from ..errors import Conflict, NoSuchContainer
+from ..store import Container, ContainerConfig, Image, Store
+from . import skeleton
+from .errors import FAILED, ContainerError
+from .runtime import Streams
+from .supervisor import Plan, fork_supervisor
+from .userns import Mapping, best_mapping, call_inside, single_mapping
+
+_log = logging.getLogger(__name__)
+
+_KILLED = 128 + signal.SIGKILL
+_FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_RUNTIME_CACHE = "runtimes.json"
+_KILL_PATIENCE_SECONDS = 10.0
+
+
+class Interrupted(ContainerError):
+    """A signal came before the container had started; ``code`` is 128 and its number."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """How this process may mount.
+
+    ``mapping`` is the user namespace to do it in, None for a privileged process. ``outside``: the
+    union is mounted before that namespace is entered, by the setuid fusermount3, because only
+    that may open /dev/fuse.
+    """
+
+    mapping: Mapping | None
+    outside: bool
+
+
+def choose_route(search_path: str) -> Route:
+    """The best way this process has. Trying it shows whether it works."""
+    if mounting.may_mount_directly():
+        return Route(None, outside=False)
+    if os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return Route(best_mapping(search_path), outside=False)
+    # A mount made by fusermount3 is for its user alone, so other ids would be of no use.
+    return Route(single_mapping(), outside=True)
+
+
+def run(
+    store: Store,
+    image: Image,
+    *,
+    image_name: str,
+    config: ContainerConfig,
+    name: str | None,
+    streams: Streams,
+    search_path: str,
+    on_start: Callable[[], None] = lambda: None,
+) -> int:
+    """Run a new container until it ends; its exit code, 128 and more for a signal.
+
+    ``search_path`` is where programs are looked for. ``on_start`` is called when the container's
+    program runs. Signals are passed on to it meanwhile. A container that did not start is removed.
+    Raises :class:`ContainerError` and whatever the store, a mount or a system call raises.
+    """
+    route = choose_route(search_path)
+    container = store.create_container(image, image_name=image_name, config=config, name=name)
+    keeper = _Keeper(store, container, route, search_path)
+    try:
+        code = keeper.run(_lowers(store, image, container), streams, on_start)
+    except BaseException:
+        if not keeper.has_started:
+            keeper.remove()
+        raise
+    if config.auto_remove:
+        keeper.remove()
+    return code
+
+
+def _lowers(store: Store, image: Image, container: Container) -> tuple[bytes, ...]:
+    """The layers below the container's upper: the image's, and the mount points it lacks."""
+    config = container.config
+    hostname = skeleton.host_name(container.id, asked=config.hostname, network=config.network)
+    skeleton.make_files(container.directory / "etc", hostname=hostname, network=config.network)
+    skeleton.make_skeleton(container.directory / "skeleton")
+    runs = [os.fsencode(path) for path in store.runs(image)]
+    return (*runs, os.fsencode(container.directory / "skeleton"))
+
+
+class _Keeper:
+    """Keeps the record of one container while its supervisor works."""
+
+    def __init__(self, store: Store, container: Container, route: Route, search_path: str) -> None:
+        self._store = store
+        self._container = container
+        self._route = route
+        self._search_path = search_path
+        self._rootfs = container.directory / "rootfs"
+        self._supervisor: int | None = None
+        self.has_started = False
+
+    def run(self, lowers: tuple[bytes, ...], streams: Streams, on_start: Callable[[], None]) -> int:
+        """Run the container, and leave nothing mounted or locked behind."""
+        self._rootfs.mkdir()
+        union = self._union(lowers)
+        if self._route.outside:
+            mounting.start(union, self._container.directory / "mount.log")
+        # Not before: a daemon started here would hold the lock for as long as it lives.
+        lock = self._store.hold_container(self._container)
+        try:
+            return self._supervise(self._plan(union, streams), on_start)
+        finally:
+            if self._route.outside:
+                mounting.unmount(os.fsencode(self._rootfs))
+            os.close(lock)
+
+    def _union(self, lowers: tuple[bytes, ...]) -> mounting.MountOptions:
+        outside = self._route.outside
+        return mounting.MountOptions(
+            lowers=lowers,
+            upper=os.fsencode(self._container.upper),
+            work=os.fsencode(self._container.work),
+            mountpoint=os.fsencode(self._rootfs),
+            allow_other=not outside,
+            uid_map=((0, os.geteuid(), 1),) if outside else (),
+            gid_map=((0, os.getegid(), 1),) if outside else (),
+            flags=("noatime",),
+        )
+
+    def _plan(self, union: mounting.MountOptions, streams: Streams) -> Plan:
+        return Plan(
+            identity=self._container.id,
+            config=self._container.config,
+            directory=self._container.directory,
+            rootfs=self._rootfs,
+            union=None if self._route.outside else union,
+            mapping=self._route.mapping,
+            runtime_cache=self._store.root / _RUNTIME_CACHE,
+            search_path=self._search_path,
+            streams=streams,
+        )
+
+    def _supervise(self, plan: Plan, on_start: Callable[[], None]) -> int:
+        child, channel = fork_supervisor(plan)
+        try:
+            with channel, self._forwarding(channel):
+                return self._listen(channel, on_start)
+        except BaseException:
+            if not self.has_started and self._supervisor is not None:
+                _kill(self._supervisor)
+            raise
+        finally:
+            os.waitpid(child, 0)
+
+    @contextmanager
+    def _forwarding(self, channel: socket.socket) -> Iterator[None]:
+        """Pass signals on; one that asks for the end ends this, while nothing has started."""
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            if self.has_started:
+                _send_signal(channel, number)
+            elif number in _ENDING:
+                raise Interrupted(f"interrupted by {signal.Signals(number).name}", 128 + number)
+
+        previous = {number: signal.signal(number, handle) for number in _FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _listen(self, channel: socket.socket, on_start: Callable[[], None]) -> int:
+        while packet := channel.recv(1 << 16):
+            message = json.loads(packet)
+            if "supervisor" in message:
+                self._supervisor = message["supervisor"]
+            elif "started" in message:
+                self._record(status="running", pid=message["started"], started=datetime.now(UTC))
+                self.has_started = True
+                on_start()
+            elif "exited" in message:
+                return self._ended(message["exited"])
+            else:
+                if self.has_started:
+                    self._ended(message["code"])
+                raise ContainerError(message["failed"], message["code"])
+        if not self.has_started:
+            raise ContainerError("the supervisor of the container was killed", FAILED)
+        return self._ended(_KILLED)
+
+    def _ended(self, code: int) -> int:
+        self._record(status="exited", pid=None, exit_code=code, finished=datetime.now(UTC))
+        return code
+
+    def _record(self, **changes: object) -> None:
+        try:
+            self._store.update_container(self._container, **changes)
+        except NoSuchContainer:
+            _log.debug("container %s was removed meanwhile", self._container.short_id)
+
+    def remove(self) -> None:
+        """Remove the container, as the one that its files belong to."""
+        try:
+            remove(self._store, self._container, self._search_path)
+        except NoSuchContainer:
+            _log.debug("container %s was removed meanwhile", self._container.short_id)
+
+
+def _send_signal(channel: socket.socket, number: int) -> None:
+    try:
+        channel.send(json.dumps({"signal": number}).encode())
+    except OSError as error:
+        _log.debug("signal %d came too late: %s", number, error)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        _log.debug("process %d is gone already", pid)
+
+
+def remove(store: Store, container: Container, search_path: str) -> None:
+    """Remove a container that does not run, also one whose supervisor was killed.
+
+    For an ordinary user it is done in a user namespace, where the files of all the container's
+    users can be removed. Raises :class:`Conflict` if it runs, :class:`NoSuchContainer`.
+    """
+    _end_leftover_mount(container.directory / "rootfs")
+    if os.geteuid() == 0:
+        store.remove_container(container.id)
+        return
+    store.container(container.id)
+    root = store.root
+
+    def remove_inside() -> None:
+        with Store.open(root) as own:
+            own.remove_container(container.id)
+
+    call_inside(best_mapping(search_path), search_path, remove_inside)
+
+
+def _end_leftover_mount(rootfs: Path) -> None:
+    """Unmount what the killed supervisor of an ordinary user could not take with it."""
+    try:
+        mounted = os.path.ismount(rootfs)
+    except OSError as error:
+        mounted = error.errno in (errno.ENOTCONN, errno.EACCES, errno.EPERM)
+    if mounted:
+        mounting.unmount(os.fsencode(rootfs), lazy=True)
+
+
+def kill(store: Store, container: Container) -> None:
+    """Kill a running container, and wait until it has been taken down.
+
+    Raises :class:`Conflict` if it does not end. One that does not run is left as it is.
+    """
+    if container.pid is None or container.status != "running":
+        return
+    try:
+        pidfd = os.pidfd_open(container.pid)
+    except ProcessLookupError:
+        pidfd = -1
+    try:
+        # Looked up again with the process at hand: so it is not another one with the same pid.
+        current = store.container(container.id)
+        if pidfd >= 0 and current.status == "running" and current.pid == container.pid:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except NoSuchContainer:
+        return
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+    _wait_until_free(container)
+
+
+def _wait_until_free(container: Container) -> None:
+    deadline = time.monotonic() + _KILL_PATIENCE_SECONDS
+    while container.lock.exists():
+        try:
+            with container.lock.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise Conflict(
+                    f"container {container.short_id} was killed but does not end"
+                ) from None
+            time.sleep(0.02)
+        except FileNotFoundError:
+            return
