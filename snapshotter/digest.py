@@ -34,16 +34,20 @@ def raw(digest: str) -> bytes:
     return bytes.fromhex(hexadecimal(digest))
 
 
+def is_valid(digest: str) -> bool:
+    """Whether a text is a sha256 digest."""
+    return digest.startswith(PREFIX) and _HEX.fullmatch(digest, len(PREFIX)) is not None
+
+
 def hexadecimal(digest: str) -> str:
     """The 64 hex digits of a digest.
 
     Checked strictly, because the result becomes part of file names. Raises
     :class:`ArchiveError` for any other text.
     """
-    value = digest.removeprefix(PREFIX)
-    if not digest.startswith(PREFIX) or not _HEX.fullmatch(value):
+    if not is_valid(digest):
         raise ArchiveError(f"invalid or unsupported digest {digest[:100]!r}: want sha256:<64 hex>")
-    return value
+    return digest[len(PREFIX) :]
 
 
 def short(digest: str) -> str:

@@ -24,7 +24,7 @@ _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECA
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
 _UNITS["h"] = 60 * _UNITS["m"]
-_KNOWN = frozenset("ADD ARG COPY FROM MAINTAINER RUN SHELL".split())
+_KNOWN = ("ADD", "ARG", "COPY", "FROM", "MAINTAINER", "RUN", "SHELL")
 _SHELL = ["/bin/sh", "-c"]
 
 
@@ -193,7 +193,7 @@ def _expose(config: Config, text: str) -> None:
 
 
 def _onbuild(config: Config, text: str) -> None:
-    trigger = text.split()[0].upper()
+    trigger = text.split(maxsplit=1)[0].upper()
     if trigger == "ONBUILD":
         raise InvalidChange("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
     if trigger in ("FROM", "MAINTAINER"):

@@ -48,6 +48,10 @@ class InvalidChange(SnapshotterError):
     """A ``--change`` instruction that cannot be read or is not allowed."""
 
 
+class InvalidPlatform(SnapshotterError):
+    """A text that names no platform."""
+
+
 class ArchiveError(SnapshotterError):
     """An image archive is malformed, incomplete, or not what its digests promise."""
 

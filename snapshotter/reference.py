@@ -52,8 +52,9 @@ class Reference:
         domain, remainder = _split_domain(text)
         repository = remainder.partition(":")[0]
         if repository != repository.lower():
+            name = repository.removeprefix(_OFFICIAL)
             raise InvalidReference(
-                f"invalid reference format: repository name ({repository}) must be lowercase"
+                f"invalid reference format: repository name ({name}) must be lowercase"
             )
         match = _REFERENCE.fullmatch(f"{domain}/{remainder}")
         if match is None:

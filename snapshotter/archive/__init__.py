@@ -1,0 +1,13 @@
+"""Image archives, written and read: what ``docker save`` and the OCI image layout make.
+
+Written is one form that both kinds of readers take: the blobs of an OCI layout (image-spec,
+image-layout.md) with Docker's ``manifest.json`` and ``repositories`` beside them.
+"""
+
+from __future__ import annotations
+
+from .load import Loaded, load
+from .output import atomic_output
+from .save import save
+
+__all__ = ["Loaded", "atomic_output", "load", "save"]

@@ -1,0 +1,43 @@
+"""Reading images from an archive, in one pass, so that a pipe will do.
+
+Read are this program's own archives, those of ``docker save`` of every age, and archived OCI
+layouts (``skopeo``, ``podman save``), compressed or not. A member is taken for a layer or a
+document by its content; what it is for shows only when all has been read, since the manifest may
+come last. Every digest that the archive gives is checked, and nothing is visible before all is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import compression
+from ..progress import Progress, Readable
+from ..reference import Reference
+from ..store import Image, Store
+from .contents import Contents
+from .manifests import described
+from .members import members
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image that was loaded, and the names it got: none if the archive has none for it."""
+
+    image: Image
+    references: tuple[Reference, ...]
+
+
+def load(store: Store, source: Readable, progress: Progress | None = None) -> list[Loaded]:
+    """Load all images of an archive, or none. Other images lose the names these have.
+
+    Raises :class:`~..errors.ArchiveError` for a malformed archive, a wrong digest or a missing
+    blob, :class:`unionfs.errors.LayerError` for a bad layer, :class:`OSError` (disk full).
+    """
+    with store.session() as session:
+        contents = Contents(store, session, progress)
+        for member in members(compression.plain(source)):
+            contents.take(member)
+        found = described(contents)
+        images = session.add_images(found)
+    store.sweep()
+    return [Loaded(image, new.references) for image, new in zip(images, found, strict=True)]

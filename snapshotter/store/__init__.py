@@ -1,0 +1,245 @@
+"""The store: images, layers and containers below one directory, safe for many processes.
+
+=================  =============================================================================
+``lamina.db``      what there is: see :mod:`.database`
+``layers/``        packs of layers (``<diff_id>.pack``), merged indexes (``<chain ID>.merged``)
+``containers/``    one directory for each container
+``tmp/``, ``lock`` work in progress, and who may remove what: see :mod:`.locks`
+=================  =============================================================================
+
+Files are made in ``tmp``, written to the disk and renamed to their place; then one transaction
+makes them visible. Removing goes the other way round. So whatever is killed whenever, an image or a
+container is there wholly or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import StoreError
+from ..progress import Readable
+from ..reference import Reference
+from .containers import Container, ContainerConfig, Containers, RootAttributes, hold
+from .database import Database
+from .images import Deleted, Image, Images, LayerInfo, NewImage, Untagged
+from .layers import Layers, StoredLayer
+from .locks import locked, workspace
+from .sweeping import has_leftovers, sweep
+
+__all__ = [
+    "Container",
+    "ContainerConfig",
+    "Deleted",
+    "Image",
+    "LayerInfo",
+    "NewImage",
+    "RootAttributes",
+    "Session",
+    "Store",
+    "StoredLayer",
+    "Untagged",
+]
+
+_ROOMS = ("layers", "containers", "tmp")
+_DATABASE = "lamina.db"
+
+
+class Store:
+    """One open store; a context manager. Not to be used by a forked child, nor by threads."""
+
+    def __init__(self, root: Path, database: Database) -> None:
+        """For :meth:`open`."""
+        self.root = root
+        self._database = database
+        self.layers = Layers(database, root / "layers")
+        self._images = Images(database, self.layers)
+        self._containers = Containers(database, root / "containers")
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """Open the store at ``root``, made if there is nothing or an empty directory.
+
+        Raises :class:`StoreError` for a directory that is something else or cannot be written,
+        and for the store of a newer version.
+        """
+        try:
+            _prepare(root)
+            database = Database(root / _DATABASE)
+            try:
+                if database.version() == 0:
+                    with locked(root / "lock", exclusive=True):
+                        # Another process may have been first.
+                        if database.version() == 0:
+                            database.create()
+                store = cls(root, database)
+                if has_leftovers(root):
+                    store.sweep()
+            except BaseException:
+                database.close()
+                raise
+        except OSError as error:
+            raise StoreError(f"cannot use the store {root}: {error.strerror}") from error
+        return store
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Add to the store: nothing is removed from it by others until the end of the block.
+
+        Layers that were added and belong to no image when an exception ends it are removed.
+        """
+        try:
+            with (
+                locked(self.root / "lock", exclusive=False),
+                workspace(self.root / "tmp") as directory,
+            ):
+                yield Session(self, directory)
+        except BaseException:
+            self.sweep()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read layers: none is removed until the end of the block."""
+        with locked(self.root / "lock", exclusive=False):
+            yield
+
+    def sweep(self) -> bool:
+        """Remove what nothing refers to; False, and nothing done, if others are adding now."""
+        return sweep(self._database, self.root)
+
+    def images(self) -> list[Image]:
+        """All images, newest first."""
+        return self._images.all()
+
+    def image(self, name: str) -> Image:
+        """The image with this name (``latest`` by default), ID or beginning of an ID.
+
+        Raises :class:`~..errors.NoSuchImage`, ``AmbiguousId``, ``InvalidReference``.
+        """
+        return self._images.get(name)
+
+    def tag(self, source: str, target: str) -> Reference:
+        """Give the image ``source`` the name ``target`` as well."""
+        return self._images.tag(source, target)
+
+    def remove_image(self, name: str, *, force: bool = False) -> list[Untagged | Deleted]:
+        """Take a name from an image, and remove it with its last one; see :meth:`Images.remove`."""
+        records = self._images.remove(name, force=force)
+        if any(isinstance(record, Deleted) for record in records):
+            self.sweep()
+        return records
+
+    def runs(self, image: Image) -> list[Path]:
+        """The files to mount an image from, topmost first; none for an image without layers."""
+        chain = image.chain_id
+        names = self.layers.run_files(chain) if chain is not None else ()
+        if chain is not None and not names:
+            raise StoreError(f"image {image.short_id} was removed meanwhile")
+        return [self.layers.file(name) for name in names]
+
+    def containers(self) -> list[Container]:
+        """All containers, newest first."""
+        return self._containers.all()
+
+    def container(self, name: str) -> Container:
+        """The container with this name, ID or beginning of an ID.
+
+        Raises :class:`~..errors.NoSuchContainer`, ``AmbiguousId``.
+        """
+        return self._containers.get(name)
+
+    def create_container(
+        self,
+        image: Image,
+        *,
+        image_name: str,
+        config: ContainerConfig,
+        name: str | None = None,
+        created: datetime | None = None,
+    ) -> Container:
+        """Make a container, with a random name if none is given.
+
+        Raises :class:`~..errors.Conflict` for a name in use, ``InvalidName``.
+        """
+        with self.session() as session:
+            return self._containers.create(
+                image.id,
+                image_name=image_name,
+                config=config,
+                name=name,
+                created=created,
+                root=self.root_attributes(image),
+                workspace=session.directory,
+            )
+
+    def root_attributes(self, image: Image) -> RootAttributes:
+        """What the root directory of an image looks like."""
+        return self.layers.root_attributes(self.runs(image))
+
+    def update_container(self, container: Container, **changes: object) -> Container:
+        """Change ``status``, ``pid``, ``started``, ``finished``, ``exit_code`` or ``name``."""
+        return self._containers.update(container.id, changes)
+
+    def hold_container(self, container: Container) -> int:
+        """Lock a container for its supervisor: a descriptor to keep open while it runs.
+
+        Raises :class:`~..errors.Conflict` if it runs already.
+        """
+        return hold(container)
+
+    def remove_container(self, name: str) -> Container:
+        """Remove a container and its directory. Raises :class:`~..errors.Conflict` if it runs."""
+        with self.session() as session:
+            return self._containers.remove(name, session.directory)
+
+    def add_images(self, images: Sequence[NewImage], directory: Path) -> list[Image]:
+        """For :meth:`Session.add_images`."""
+        return self._images.add(images, directory)
+
+
+class Session:
+    """The right to add to a store, from :meth:`Store.session`."""
+
+    def __init__(self, store: Store, directory: Path) -> None:
+        self.directory = directory
+        self._store = store
+
+    def add_layer(self, tar: Readable) -> StoredLayer:
+        """Take in a layer; see :meth:`Layers.add`."""
+        return self._store.layers.add(tar, self.directory)
+
+    def add_images(self, images: Sequence[NewImage]) -> list[Image]:
+        """Make images visible, all or none; see :meth:`Images.add`."""
+        return self._store.add_images(images, self.directory)
+
+
+def _prepare(root: Path) -> None:
+    """Make the directories of a store, unless there is something else."""
+    if root.is_dir() and not (root / _DATABASE).exists():
+        strangers = set(os.listdir(root)) - {*_ROOMS, "lock"}
+        strangers = {name for name in strangers if not name.startswith(_DATABASE)}
+        if strangers:
+            raise StoreError(f"{root} is neither empty nor a lamina store: choose another place")
+    root.mkdir(0o700, parents=True, exist_ok=True)
+    for name in _ROOMS:
+        (root / name).mkdir(0o700, exist_ok=True)
