@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ if str(Path(__file__).parents[1]) not in sys.path:
 
 from tests.support import rootfs
 from tests.support.command import Lamina
-from tests.support.machine import REASON_PREFIX, obstacles
+from tests.support.machine import REASON_PREFIX, Unavailable, obstacles
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,16 +48,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
 
 
+def _or_skip(make: Callable[[], Path]) -> Path:
+    try:
+        return make()
+    except Unavailable as why:
+        pytest.skip(REASON_PREFIX + str(why))
+
+
 @pytest.fixture(scope="session")
 def busybox_tar() -> Path:
     """A small root filesystem, see :func:`tests.support.rootfs.busybox_tar`."""
-    return rootfs.busybox_tar()
+    return _or_skip(rootfs.busybox_tar)
 
 
 @pytest.fixture(scope="session")
 def debian_tar() -> Path:
     """A big root filesystem, see :func:`tests.support.rootfs.debian_tar`."""
-    return rootfs.debian_tar()
+    return _or_skip(rootfs.debian_tar)
 
 
 @pytest.fixture

@@ -57,7 +57,9 @@ def surroundings_touched(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def test_no_floor_reaches_up() -> None:
-    program = "import sys; from importlinter.cli import lint_imports as run; sys.exit(run(no_cache=True))"
+    program = (
+        "import sys; from importlinter.cli import lint_imports as run; sys.exit(run(no_cache=True))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )

@@ -19,6 +19,10 @@ SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", 
 """Where programs are looked for; an ordinary user's PATH lacks the place Debian keeps runc in."""
 
 
+class Unavailable(Exception):
+    """This machine lacks something; the message is what, for a skip reason."""
+
+
 def program(name: str) -> str | None:
     """The path of a program, or None."""
     return shutil.which(name, path=SEARCH_PATH)
@@ -47,8 +51,3 @@ def obstacles(item: pytest.Item) -> Iterator[str]:
         for name in marker.args:
             if not program(name):
                 yield f"needs {name}"
-
-
-def skip(reason: str) -> None:
-    """Skip the running test because of the machine, so that it is counted with the others."""
-    pytest.skip(REASON_PREFIX + reason)

@@ -1,4 +1,7 @@
-"""Root filesystems to test with, as tar files made once and kept in a cache directory."""
+"""Root filesystems to test with, as tar files made once and kept in a cache directory.
+
+Functions that make one raise :class:`Unavailable` where the machine lacks what it takes.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .machine import REPOSITORY, program, skip
+from .machine import REPOSITORY, SEARCH_PATH, Unavailable, program
 
 EPOCH = 1_700_000_000
 """The time of every file made here, in seconds since 1970."""
 
 DEBIAN_SUITE = "bookworm"
+
+_PATIENCE = 110
+"""Seconds for making the Debian tree: less than a test may take, so that it is skipped instead."""
 
 _PASSWD = b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\n"
 _GROUP = b"root:x:0:\nwww-data:x:33:\n"
@@ -55,14 +61,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def static_busybox() -> Path:
-    """The busybox that runs alone in an empty root; skips the test when there is none."""
+    """The busybox that runs alone in an empty root."""
     found = program("busybox")
     if found is None:
-        skip("needs busybox (package busybox-static)")
-    assert found is not None
+        raise Unavailable("needs busybox (package busybox-static)")
     libraries = subprocess.run(["ldd", found], capture_output=True, text=True, check=False)
     if "=>" in libraries.stdout:
-        skip("busybox is linked dynamically (package busybox-static has one that is not)")
+        raise Unavailable("busybox needs libraries (that of package busybox-static does not)")
     return Path(found)
 
 
@@ -123,7 +128,7 @@ def _add(
 def debian_tar() -> Path:
     """A Debian root filesystem of about 5,000 entries and 120 MB. The first time takes a minute."""
     if program("mmdebstrap") is None:
-        skip("needs mmdebstrap")
+        raise Unavailable("needs mmdebstrap")
     name = f"debian-{DEBIAN_SUITE}-apt-{platform.machine()}-1.tar"
     return cached(name, _write_debian)
 
@@ -132,18 +137,21 @@ def _write_debian(path: Path) -> None:
     excludes = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/info/*")
     command = ["mmdebstrap", "--quiet", "--variant=apt", "--format=tar"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in excludes]
-    environment = os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-    environment["SOURCE_DATE_EPOCH"] = str(EPOCH)
-    result = subprocess.run(
-        [*command, DEBIAN_SUITE, path],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    environment = os.environ | {"PATH": SEARCH_PATH, "SOURCE_DATE_EPOCH": str(EPOCH)}
+    try:
+        result = subprocess.run(
+            [*command, DEBIAN_SUITE, path],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        path.unlink(missing_ok=True)
+        raise Unavailable(f"mmdebstrap takes longer than {_PATIENCE} s") from None
     if result.returncode:
         path.unlink(missing_ok=True)
         why = (result.stderr.strip() or "no message").splitlines()[-1]
-        skip(f"mmdebstrap cannot make a Debian tree: {why}")
+        raise Unavailable(f"mmdebstrap cannot make a Debian tree: {why}")
