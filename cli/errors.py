@@ -11,7 +11,6 @@ import click
 FAILURE = 1
 USAGE = 125
 INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 
 class Failure(Exception):
@@ -29,8 +28,9 @@ def report(error: BaseException) -> int:
     mistake in this program: it gets a line as well, and ``--debug`` shows where it happened.
     """
     if isinstance(error, BrokenPipeError):
+        # Whoever read the output has seen enough; click ends so, too, where it notices first.
         _silence_output()
-        return BROKEN_PIPE
+        return FAILURE
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
     if isinstance(error, click.ClickException):

@@ -244,10 +244,19 @@ def _run(nodes: Sequence[_Node], root: Data, dot: Data) -> Iterator[str]:
         elif not value:
             yield from _run(node.other, root, dot)
         elif node.keyword == "range":
-            for item in value.values() if isinstance(value, dict) else value:
+            for item in _items(value):
                 yield from _run(node.body, root, item)
         else:
             yield from _run(node.body, root, value if node.keyword == "with" else dot)
+
+
+def _items(value: Data) -> Sequence[Data]:
+    """What ``range`` goes through: a list's items, a map's values in the order of the keys."""
+    if isinstance(value, dict):
+        return [item for _, item in sorted(value.items())]
+    if isinstance(value, (list, tuple)):
+        return value
+    raise TemplateError(f"range can't iterate over {_go_value(value)}")
 
 
 def _go_value(value: Data) -> str:
