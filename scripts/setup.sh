@@ -33,11 +33,13 @@ os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))' 2>/dev/null
 }
 has_file() { [ -e "$1" ]; }
 
+is_new_enough() { has "$1" && "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; }
+
 # The first Python that is new enough.
 find_python() {
     local candidate
     for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
-        if has "$candidate" && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        if is_new_enough "$candidate"; then
             command -v "$candidate"
             return
         fi
@@ -56,6 +58,8 @@ needs() { # needs PACKAGE CHECK...: remember the package if the check fails
 
 look_for_required() {
     missing=()
+    python=$(find_python) || python=python3
+    needs python3 is_new_enough "$python"
     needs gcc has_compiler
     needs pkg-config has pkg-config
     needs libfuse3-dev has_libfuse
@@ -121,14 +125,6 @@ install_packages() {
     fi
 }
 
-if ! python=$(find_python); then
-    # Only here can a package bring the interpreter itself.
-    python=python3
-    install_packages python3 || die "Python 3.11 or newer is needed (package python3)"
-    python=$(find_python) ||
-        die "Python 3.11 or newer is needed; this system's python3 is older (PYTHON= names another)"
-fi
-
 look_for_required
 required=("${missing[@]}")
 look_for_peers
@@ -136,7 +132,10 @@ wanted=("${required[@]}" "${missing[@]}")
 if [ ${#wanted[@]} -gt 0 ]; then
     install_packages "${wanted[@]}" || true # what is missing now decides
     look_for_required
-    [ ${#missing[@]} -eq 0 ] || die "cannot go on without: ${missing[*]}"
+    if [ ${#missing[@]} -gt 0 ]; then
+        is_new_enough "$python" || say "Python 3.11 or newer is needed (PYTHON= names another one)"
+        die "cannot go on without: ${missing[*]}"
+    fi
     look_for_peers
     [ ${#missing[@]} -eq 0 ] || say "tests that compare with these will be skipped: ${missing[*]}"
 fi
