@@ -24,21 +24,12 @@ from ..store import Container, ContainerConfig, Image, Store
 from . import skeleton
 from .errors import FAILED, ContainerError
 from .runtime import Streams
-from .supervisor import Plan, fork_supervisor
+from .supervisor import FORWARDED, Plan, fork_supervisor
 from .userns import Mapping, best_mapping, call_inside, single_mapping
 
 _log = logging.getLogger(__name__)
 
 _KILLED = 128 + signal.SIGKILL
-_FORWARDED = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-)
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _RUNTIME_CACHE = "runtimes.json"
 _KILL_PATIENCE_SECONDS = 10.0
@@ -88,17 +79,20 @@ def run(
     program runs. Signals are passed on to it meanwhile. A container that did not start is removed.
     Raises :class:`ContainerError` and whatever the store, a mount or a system call raises.
     """
-    route = choose_route(search_path)
-    container = store.create_container(image, image_name=image_name, config=config, name=name)
-    keeper = _Keeper(store, container, route, search_path)
-    try:
-        code = keeper.run(_lowers(store, image, container), streams, on_start)
-    except BaseException:
-        if not keeper.has_started:
+    keeper = _Keeper(store, choose_route(search_path), search_path)
+    with keeper.forwarding_signals():
+        try:
+            container = store.create_container(
+                image, image_name=image_name, config=config, name=name
+            )
+            keeper.container = container
+            code = keeper.run(_lowers(store, image, container), streams, on_start)
+        except BaseException:
+            if not keeper.has_started:
+                keeper.remove()
+            raise
+        if config.auto_remove:
             keeper.remove()
-        raise
-    if config.auto_remove:
-        keeper.remove()
     return code
 
 
@@ -115,23 +109,49 @@ def _lowers(store: Store, image: Image, container: Container) -> tuple[bytes, ..
 class _Keeper:
     """Keeps the record of one container while its supervisor works."""
 
-    def __init__(self, store: Store, container: Container, route: Route, search_path: str) -> None:
+    def __init__(self, store: Store, route: Route, search_path: str) -> None:
         self._store = store
-        self._container = container
         self._route = route
         self._search_path = search_path
-        self._rootfs = container.directory / "rootfs"
+        self._channel: socket.socket | None = None
         self._supervisor: int | None = None
+        self.container: Container | None = None
         self.has_started = False
+
+    @contextmanager
+    def forwarding_signals(self) -> Iterator[None]:
+        """Pass signals on; one that asks for the end ends this, while nothing has started."""
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            if self._channel is not None and self.has_started:
+                _send_signal(self._channel, number)
+            elif number in _ENDING and not self.has_started:
+                raise Interrupted(f"interrupted by {signal.Signals(number).name}", 128 + number)
+
+        previous = {number: signal.signal(number, handle) for number in FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @property
+    def _made(self) -> Container:
+        assert self.container is not None
+        return self.container
+
+    @property
+    def _rootfs(self) -> Path:
+        return self._made.directory / "rootfs"
 
     def run(self, lowers: tuple[bytes, ...], streams: Streams, on_start: Callable[[], None]) -> int:
         """Run the container, and leave nothing mounted or locked behind."""
         self._rootfs.mkdir()
         union = self._union(lowers)
         if self._route.outside:
-            mounting.start(union, self._container.directory / "mount.log")
+            mounting.start(union, self._made.directory / "mount.log")
         # Not before: a daemon started here would hold the lock for as long as it lives.
-        lock = self._store.hold_container(self._container)
+        lock = self._store.hold_container(self._made)
         try:
             return self._supervise(self._plan(union, streams), on_start)
         finally:
@@ -143,8 +163,8 @@ class _Keeper:
         outside = self._route.outside
         return mounting.MountOptions(
             lowers=lowers,
-            upper=os.fsencode(self._container.upper),
-            work=os.fsencode(self._container.work),
+            upper=os.fsencode(self._made.upper),
+            work=os.fsencode(self._made.work),
             mountpoint=os.fsencode(self._rootfs),
             allow_other=not outside,
             uid_map=((0, os.geteuid(), 1),) if outside else (),
@@ -154,9 +174,9 @@ class _Keeper:
 
     def _plan(self, union: mounting.MountOptions, streams: Streams) -> Plan:
         return Plan(
-            identity=self._container.id,
-            config=self._container.config,
-            directory=self._container.directory,
+            identity=self._made.id,
+            config=self._made.config,
+            directory=self._made.directory,
             rootfs=self._rootfs,
             union=None if self._route.outside else union,
             mapping=self._route.mapping,
@@ -166,33 +186,17 @@ class _Keeper:
         )
 
     def _supervise(self, plan: Plan, on_start: Callable[[], None]) -> int:
-        child, channel = fork_supervisor(plan)
+        child, self._channel = fork_supervisor(plan)
         try:
-            with channel, self._forwarding(channel):
+            with self._channel as channel:
                 return self._listen(channel, on_start)
         except BaseException:
             if not self.has_started and self._supervisor is not None:
                 _kill(self._supervisor)
             raise
         finally:
+            self._channel = None
             os.waitpid(child, 0)
-
-    @contextmanager
-    def _forwarding(self, channel: socket.socket) -> Iterator[None]:
-        """Pass signals on; one that asks for the end ends this, while nothing has started."""
-
-        def handle(number: int, _frame: FrameType | None) -> None:
-            if self.has_started:
-                _send_signal(channel, number)
-            elif number in _ENDING:
-                raise Interrupted(f"interrupted by {signal.Signals(number).name}", 128 + number)
-
-        previous = {number: signal.signal(number, handle) for number in _FORWARDED}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _listen(self, channel: socket.socket, on_start: Callable[[], None]) -> int:
         while packet := channel.recv(1 << 16):
@@ -219,16 +223,18 @@ class _Keeper:
 
     def _record(self, **changes: object) -> None:
         try:
-            self._store.update_container(self._container, **changes)
+            self._store.update_container(self._made, **changes)
         except NoSuchContainer:
-            _log.debug("container %s was removed meanwhile", self._container.short_id)
+            _log.debug("container %s was removed meanwhile", self._made.short_id)
 
     def remove(self) -> None:
-        """Remove the container, as the one that its files belong to."""
+        """Remove the container, if it was made, as the one that its files belong to."""
+        if self.container is None:
+            return
         try:
-            remove(self._store, self._container, self._search_path)
+            remove(self._store, self.container, self._search_path)
         except NoSuchContainer:
-            _log.debug("container %s was removed meanwhile", self._container.short_id)
+            _log.debug("container %s was removed meanwhile", self._made.short_id)
 
 
 def _send_signal(channel: socket.socket, number: int) -> None:

@@ -15,6 +15,7 @@ import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from unionfs import mounting
@@ -34,6 +35,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CLONE_NEWPID = 0x20000000
+
+FORWARDED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+"""The signals that the caller's process passes on to the container."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +83,18 @@ def fork_supervisor(plan: Plan) -> tuple[int, socket.socket]:
     try:
         ours.close()
         os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
+        for number in FORWARDED:
+            # Not SIG_IGN, which the container's program would inherit.
+            signal.signal(number, _ignore)
         code = _isolate(plan, theirs)
     except BaseException as error:
         _fail(theirs, error)
     finally:
         os._exit(code)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Signals come through the channel."""
 
 
 def _isolate(plan: Plan, channel: socket.socket) -> int:
