@@ -19,11 +19,14 @@ from .progress import Readable
 PIECE = 1 << 18
 """Compressed bytes read at once."""
 
-_MAGIC_LENGTH = 6
+_HEAD = 10
+_XZ = b"\xfd7zXZ\x00"
+_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+"""The signature, a digit, and the start of a block or of the end."""
+
+_OTHER_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", _XZ)
+
 _Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
-
-
-_MAGICS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ\x00")
 
 
 def is_compressed(head: bytes) -> bool:

@@ -17,8 +17,7 @@ from . import compression, digest, dockerfile, models, platforms
 from .diff import Difference
 from .progress import Counted, Progress, Readable
 from .reference import Reference
-from .store import Container, ContainerConfig, Image, NewImage, Store
-from .store.containers import RootAttributes
+from .store import Container, ContainerConfig, Image, NewImage, RootAttributes, Store
 
 _INHERITED = ("architecture", "os", "variant", "os.version", "os.features")
 """What a committed image has from its base besides layers, history and configuration."""
@@ -145,5 +144,5 @@ def _root_changed(upper: DirectoryLayer, root: RootAttributes) -> bool:
         root.mode,
         root.uid,
         root.gid,
-        dict(root.xattrs or {}),
+        dict(root.xattrs),
     )

@@ -131,7 +131,7 @@ def _exactly(stream: Readable, size: int) -> bytes:
 
 def _check_sum(block: bytes) -> None:
     total = sum(block) - sum(block[148:156]) + 8 * 32
-    if _number(block[148:156]) != total:
+    if block[148:156].strip(b" \0").lstrip(b"0") != b"%o" % total:
         raise ArchiveError("not a tar archive, or a damaged one: a header's checksum is wrong")
 
 

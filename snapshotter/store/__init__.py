@@ -24,10 +24,10 @@ from types import TracebackType
 from ..errors import StoreError
 from ..progress import Readable
 from ..reference import Reference
-from .containers import Container, ContainerConfig, Containers, RootAttributes, hold
+from .containers import Container, ContainerConfig, Containers, hold
 from .database import Database
 from .images import Deleted, Image, Images, LayerInfo, NewImage, Untagged
-from .layers import Layers, StoredLayer
+from .layers import Layers, RootAttributes, StoredLayer
 from .locks import locked, workspace
 from .sweeping import has_leftovers, sweep
 

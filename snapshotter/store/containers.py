@@ -24,6 +24,7 @@ import msgspec
 from .. import digest, names
 from ..errors import AmbiguousId, Conflict, InvalidName, NoSuchContainer, StoreError
 from .database import Database, Row
+from .layers import RootAttributes
 
 CREATED, RUNNING, EXITED = "created", "running", "exited"
 KILLED = 137
@@ -95,16 +96,6 @@ class Container:
     def lock(self) -> Path:
         """The file its supervisor holds a lock on."""
         return self.directory / "lock"
-
-
-@dataclass(frozen=True, slots=True)
-class RootAttributes:
-    """What the root directory of an image looks like, for the upper that covers it."""
-
-    mode: int = 0o755
-    uid: int = 0
-    gid: int = 0
-    xattrs: Mapping[bytes, bytes] | None = None
 
 
 class Containers:
@@ -302,7 +293,7 @@ def _make_directories(path: Path, root: RootAttributes) -> None:
     with _allowing(errno.EPERM, errno.EINVAL):
         os.chown(upper, root.uid, root.gid)
     upper.chmod(root.mode)
-    for name, value in (root.xattrs or {}).items():
+    for name, value in root.xattrs.items():
         with _allowing(errno.EPERM, errno.ENOTSUP):
             os.setxattr(upper, name, value)
 

@@ -10,10 +10,15 @@ so a merged index can be named after the chain ID of its top layer.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+from unionfs.entry import WHITEOUT
 from unionfs.pack import Ingested, Location, Pack, ingest, merge
 
 from .. import digest
@@ -24,6 +29,18 @@ from .locks import sync_directory
 
 FACTOR = 4
 """A run is merged with the new layer above it unless it has over this many times its entries."""
+
+IMPLICIT = 2
+"""The flag of a directory that a layer has only as the parent of something."""
+
+
+class RootAttributes(NamedTuple):
+    """What the root directory of an image looks like, for the upper that covers it."""
+
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+    xattrs: Mapping[bytes, bytes] = MappingProxyType({})
 
 
 class StoredLayer(NamedTuple):
@@ -51,16 +68,15 @@ def plan(layers: Sequence[StoredLayer]) -> list[tuple[int, int]]:
 
     Hardlinks into lower layers can only be resolved by merging with all that is below.
     """
-    stack: list[tuple[int, int, bool]] = []  # first layer, entries, unresolved
+    stack: list[tuple[int, int]] = []  # first layer, entries
     for position, layer in enumerate(layers):
-        first, entries, unresolved = position, layer.entries, layer.unresolved
-        while stack and (unresolved or stack[-1][1] <= FACTOR * entries):
-            first, below, deeper = stack.pop()
+        first, entries = position, layer.entries
+        while stack and (layer.unresolved or stack[-1][1] <= FACTOR * entries):
+            first, below = stack.pop()
             entries += below
-            unresolved = unresolved or deeper
-        stack.append((first, entries, unresolved and first > 0))
-    firsts = [first for first, _, _ in stack]
-    return list(zip(firsts, [*firsts[1:], len(layers)], strict=True))
+        stack.append((first, entries))
+    bounds = [*(first for first, _ in stack), len(layers)]
+    return list(pairwise(bounds))
 
 
 class Layers:
@@ -128,7 +144,7 @@ class Layers:
         if known is not None:
             path.unlink()
             return known
-        with Pack(path) as pack:
+        with closing(Pack(path)) as pack:
             content_size, complete = _survey(pack)
         with self._database.transaction():
             # Never replace a pack that is known: the chunk table points into that very file.
@@ -200,6 +216,17 @@ class Layers:
             for pack in inputs:
                 pack.close()
 
+    def root_attributes(self, files: Sequence[Path]) -> RootAttributes:
+        """The root directory of an image, from its runs: of the topmost layer that has it."""
+        for path in files:
+            with closing(Pack(path)) as pack:
+                inode = pack.inode(0)
+                if not inode.flags & IMPLICIT:
+                    return RootAttributes(
+                        stat.S_IMODE(inode.mode), inode.uid, inode.gid, pack.xattrs(0)
+                    )
+        return RootAttributes()
+
     def run_files(self, chain: str) -> tuple[str, ...]:
         """The files that serve a chain, topmost first; empty if they were not made yet."""
         rows = self._database.rows(
@@ -223,6 +250,28 @@ class Layers:
             "INSERT INTO run VALUES (?, ?, ?)",
             [(chain, position, name) for position, name in enumerate(runs.files)],
         )
+
+
+def _survey(pack: Pack) -> tuple[int, bool]:
+    """The bytes of all files of a layer, and whether it can be the bottom of an image as it is.
+
+    It cannot if it speaks of names in lower layers, or has directories without attributes.
+    """
+    files: dict[int, int] = {}
+    complete = not pack.inode(0).flags & IMPLICIT
+    directories = [0]
+    while directories:
+        for _, kind, row in pack.names(directories.pop()):
+            if kind == WHITEOUT:
+                complete = False
+                continue
+            inode = pack.inode(row)
+            if kind == stat.S_IFREG:
+                files[row] = inode.size
+            elif kind == stat.S_IFDIR:
+                directories.append(row)
+                complete = complete and not inode.flags & IMPLICIT
+    return sum(files.values()), complete
 
 
 def _parts(layers: Sequence[StoredLayer], first: int) -> list[tuple[int, int]]:

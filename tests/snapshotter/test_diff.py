@@ -56,7 +56,13 @@ def test_whiteouts_and_opaque_markers_come_before_their_siblings(tmp_path: Path)
     os.mknod(tmp_path / "d" / "hidden-anyway", stat.S_IFCHR, 0)
     os.setxattr(tmp_path / "d", "trusted.overlay.opaque", b"y")
     members = listed(layer_of(tmp_path))
-    assert [member.name for member in members] == [".wh.0", ".wh.gone", "d", "d/.wh..wh..opq", "d/a"]
+    assert [member.name for member in members] == [
+        ".wh.0",
+        ".wh.gone",
+        "d",
+        "d/.wh..wh..opq",
+        "d/a",
+    ]
     marker = members[0]
     assert (marker.mtime, marker.mode, marker.size, marker.isreg()) == (0, 0, 0, True)
     assert not members[2].pax_headers
@@ -99,9 +105,7 @@ def test_gnu_tar_extracts_the_same_tree(tmp_path: Path) -> None:
     for path in upper.rglob("*"):
         os.utime(path, (TIME, TIME), follow_symlinks=False)
     copy.mkdir()
-    subprocess.run(
-        ["tar", "--xattrs", "-xpf", "-", "-C", copy], input=layer_of(upper), check=True
-    )
+    subprocess.run(["tar", "--xattrs", "-xpf", "-", "-C", copy], input=layer_of(upper), check=True)
 
     def facts(root: Path) -> dict[str, object]:
         return {

@@ -43,7 +43,7 @@ def test_names_have_one_full_and_one_familiar_form(text: str, full: str, familia
     ["", "-a", "a..b", "a/", "/a", "a:", "a:" + "t" * 129, "a@sha256:12", "a___b", "a b", "a:b:c"],
 )
 def test_what_is_no_name_is_refused(text: str) -> None:
-    with pytest.raises(InvalidReference, match="^invalid reference format$"):
+    with pytest.raises(InvalidReference, match=r"^invalid reference format$"):
         Reference.parse(text)
 
 

@@ -1,0 +1,1 @@
+"""Other programs that do what lamina does, for tests to compare with."""
