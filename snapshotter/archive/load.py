@@ -39,5 +39,4 @@ def load(store: Store, source: Readable, progress: Progress | None = None) -> li
             contents.take(member)
         found = described(contents)
         images = session.add_images(found)
-    store.sweep()
     return [Loaded(image, new.references) for image, new in zip(images, found, strict=True)]

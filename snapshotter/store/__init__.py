@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import StoreError
+from ..errors import NoSuchImage, StoreError
 from ..progress import Readable
 from ..reference import Reference
 from .containers import Container, ContainerConfig, Containers, hold
@@ -105,17 +105,19 @@ class Store:
     def session(self) -> Iterator[Session]:
         """Add to the store: nothing is removed from it by others until the end of the block.
 
-        Layers that were added and belong to no image when an exception ends it are removed.
+        Layers that were added and belong to no image at the end are removed.
         """
+        session: Session | None = None
         try:
             with (
                 locked(self.root / "lock", exclusive=False),
                 workspace(self.root / "tmp") as directory,
             ):
-                yield Session(self, directory)
-        except BaseException:
-            self.sweep()
-            raise
+                session = Session(self, directory)
+                yield session
+        finally:
+            if session is not None and session.unused:
+                self.sweep()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -150,11 +152,14 @@ class Store:
         return records
 
     def runs(self, image: Image) -> list[Path]:
-        """The files to mount an image from, topmost first; none for an image without layers."""
+        """The files to mount an image from, topmost first; none for an image without layers.
+
+        Raises :class:`~..errors.NoSuchImage` if it was removed meanwhile.
+        """
         chain = image.chain_id
         names = self.layers.run_files(chain) if chain is not None else ()
         if chain is not None and not names:
-            raise StoreError(f"image {image.short_id} was removed meanwhile")
+            raise NoSuchImage(image.id)  # removed since the caller got it
         return [self.layers.file(name) for name in names]
 
     def containers(self) -> list[Container]:
@@ -179,7 +184,7 @@ class Store:
     ) -> Container:
         """Make a container, with a random name if none is given.
 
-        Raises :class:`~..errors.Conflict` for a name in use, ``InvalidName``.
+        Raises :class:`~..errors.Conflict` for a name in use, ``InvalidName``, ``NoSuchImage``.
         """
         with self.session() as session:
             return self._containers.create(
@@ -218,19 +223,27 @@ class Store:
 
 
 class Session:
-    """The right to add to a store, from :meth:`Store.session`."""
+    """The right to add to a store, from :meth:`Store.session`.
+
+    ``unused`` are the diff_ids of layers that were added and belong to no image yet.
+    """
 
     def __init__(self, store: Store, directory: Path) -> None:
         self.directory = directory
+        self.unused: set[str] = set()
         self._store = store
 
     def add_layer(self, tar: Readable) -> StoredLayer:
         """Take in a layer; see :meth:`Layers.add`."""
-        return self._store.layers.add(tar, self.directory)
+        layer = self._store.layers.add(tar, self.directory)
+        self.unused.add(layer.diff_id)
+        return layer
 
     def add_images(self, images: Sequence[NewImage]) -> list[Image]:
         """Make images visible, all or none; see :meth:`Images.add`."""
-        return self._store.add_images(images, self.directory)
+        added = self._store.add_images(images, self.directory)
+        self.unused.difference_update(layer.diff_id for image in added for layer in image.layers)
+        return added
 
 
 def _prepare(root: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from .. import digest, names
-from ..errors import AmbiguousId, Conflict, InvalidName, NoSuchContainer, StoreError
+from ..errors import AmbiguousId, Conflict, InvalidName, NoSuchContainer, NoSuchImage, StoreError
 from .database import Database, Row
 from .layers import RootAttributes
 
@@ -172,12 +172,15 @@ class Containers:
         with self._database.transaction():
             chosen = self._free_name() if name is None else name
             self._refuse_taken(chosen)
+            image = digest.raw(image_id)
+            if not self._database.row("SELECT 1 FROM image WHERE id = ?", image):
+                raise NoSuchImage(image_id)
             self._database.run(
                 "INSERT INTO container (id, name, image, image_name, config, created, status)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 container_id,
                 chosen,
-                digest.raw(image_id),
+                image,
                 image_name,
                 msgspec.json.encode(config),
                 (created or datetime.now(UTC)).isoformat(),

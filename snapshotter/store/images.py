@@ -186,7 +186,7 @@ class Images:
             for image, stack, runs in prepared:
                 self._layers.publish(runs)
                 self._insert(image, [layer.number for layer in stack], runs.chain)
-        return [self.by_id(digest.of(image.config)) for image in images]
+            return [self.by_id(digest.of(image.config)) for image in images]
 
     def _insert(self, image: NewImage, layers: Sequence[int], chain: str) -> None:
         image_id = digest.raw(digest.of(image.config))

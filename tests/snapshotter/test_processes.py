@@ -19,7 +19,7 @@ from snapshotter.store import Store
 from tests.snapshotter import helpers
 from tests.snapshotter.helpers import check, new_container, saved, small_image, start, tar
 
-KILLS = 5
+KILLS = 10
 
 
 @pytest.fixture
@@ -96,7 +96,10 @@ def _prepare(
         if operation in ("commit", "remove-container"):
             name = (f"made:{attempt}",) if operation == "commit" else ()
             return (container.id, *name), before
-        return ("there",) if operation == "create-container" else (os.devnull, "there"), before
+        return ("there",) if operation == "create-container" else (
+            Path(os.devnull),
+            "there",
+        ), before
 
 
 def _check_outcome(store: Store, operation: str, before: set[str]) -> None:
