@@ -29,7 +29,7 @@ from .database import Database
 from .images import Deleted, Image, Images, LayerInfo, NewImage, Untagged
 from .layers import Layers, RootAttributes, StoredLayer
 from .locks import locked, workspace
-from .sweeping import has_leftovers, sweep
+from .sweeping import is_due, sweep
 
 __all__ = [
     "Container",
@@ -77,7 +77,7 @@ class Store:
                         if database.version() == 0:
                             database.create()
                 store = cls(root, database)
-                if has_leftovers(root):
+                if is_due(database, root):
                     store.sweep()
             except BaseException:
                 database.close()

@@ -238,8 +238,9 @@ class Containers:
                 )
             _refuse_mounted(container)
             self._database.run("DELETE FROM container WHERE id = ?", container.id)
-            if container.directory.exists():
-                os.rename(container.directory, workspace / "container")
+        # Only now: a process killed before the commit must leave the directory where it is.
+        if container.directory.exists():
+            os.rename(container.directory, workspace / "container")
         return container
 
 

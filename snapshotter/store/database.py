@@ -40,6 +40,7 @@ CREATE TABLE layer_source (          -- the pack of `layer` takes chunks from th
     source INTEGER NOT NULL,
     PRIMARY KEY (layer, source)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX layer_source_source ON layer_source (source);
 CREATE TABLE chunk (
     digest BLOB PRIMARY KEY,
     layer INTEGER NOT NULL,

@@ -24,11 +24,26 @@ SELECT number FROM found
 """The layers of images, and those whose packs these take chunks from."""
 
 
+_UNUSED_RUNS = """
+FROM run WHERE chain NOT IN (
+    SELECT chain FROM image_layer AS top WHERE NOT EXISTS (
+        SELECT 1 FROM image_layer WHERE image = top.image AND position > top.position
+    )
+)
+"""
+_UNUSED_RUN = f"SELECT 1 {_UNUSED_RUNS} LIMIT 1"
+_UNUSED_LAYER = """
+SELECT 1 FROM layer WHERE NOT EXISTS (SELECT 1 FROM image_layer WHERE layer = number)
+AND NOT EXISTS (SELECT 1 FROM layer_source WHERE source = number) LIMIT 1
+"""
+"""Of unused layers one is no other's source, because a pack takes chunks from older ones only."""
+
+
 def sweep(database: Database, root: Path) -> bool:
     """Remove all garbage from the store at ``root``; False if somebody is adding to it now.
 
-    Garbage that is left for that reason is found by the next sweep. A sweep that is killed leaves
-    a directory in ``tmp``, which makes the next process that opens the store sweep again.
+    Garbage that is left for that reason, or because this process is killed, is found when the
+    store is opened next: :func:`is_due`.
     """
     with locked(root / "lock", exclusive=True, wait=False) as held:
         if not held:
@@ -50,10 +65,7 @@ def _forget(database: Database) -> None:
     database.run_many("DELETE FROM chunk WHERE layer = ?", dead)
     database.run_many("DELETE FROM layer WHERE number = ?", dead)
     database.run("DROP TABLE live")
-    database.run(
-        "DELETE FROM run WHERE chain NOT IN (SELECT chain FROM image_layer AS top WHERE NOT EXISTS"
-        " (SELECT 1 FROM image_layer WHERE image = top.image AND position > top.position))"
-    )
+    database.run(f"DELETE {_UNUSED_RUNS}")
 
 
 def _remove_files(database: Database, directory: Path) -> None:
@@ -82,7 +94,9 @@ def _remove_directory(path: Path) -> None:
         _log.info("%s is left: %s", path, error)
 
 
-def has_leftovers(root: Path) -> bool:
-    """Whether anything in ``tmp`` may have been left by a killed process."""
+def is_due(database: Database, root: Path) -> bool:
+    """Whether there may be garbage: what a killed process left, or nobody could sweep yet."""
     with os.scandir(root / "tmp") as entries:
-        return next(entries, None) is not None
+        if next(entries, None) is not None:
+            return True
+    return database.row(_UNUSED_LAYER) is not None or database.row(_UNUSED_RUN) is not None
