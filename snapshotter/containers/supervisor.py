@@ -27,7 +27,7 @@ from .errors import FAILED, ContainerError
 from .inside import Question, look
 from .relay import Console, Relay
 from .runtime import Finder, Instance, Streams, look_around
-from .userns import Mapping, enter
+from .userns import Mapping, current_mapping, enter
 
 if TYPE_CHECKING:
     from ..store import ContainerConfig
@@ -143,6 +143,8 @@ class _Supervisor:
     def __init__(self, plan: Plan, channel: socket.socket) -> None:
         self._plan = plan
         self._channel = channel
+        # Not only the namespace of the plan: the caller may be in one as well.
+        self._mapping = current_mapping()
         self._outside = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
         """The caller's /proc, which shows processes by the pids everybody else knows."""
 
@@ -177,17 +179,17 @@ class _Supervisor:
             path=bundle.DEFAULT_PATH if path is None else path,
             working_dir=config.working_dir,
         )
-        user = look(os.fsencode(plan.rootfs), question, plan.mapping)
+        user = look(os.fsencode(plan.rootfs), question, self._mapping)
         surroundings = look_around(
-            in_user_namespace=plan.mapping is not None,
-            has_tty_group=plan.mapping is None or plan.mapping.has_gid(bundle.TTY_GROUP),
+            in_user_namespace=self._mapping is not None,
+            has_tty_group=self._mapping is None or self._mapping.has_gid(bundle.TTY_GROUP),
         )
         finder = Finder(
             cache=plan.runtime_cache,
             scratch=plan.directory,
             search_path=plan.search_path,
             surroundings=surroundings,
-            key=_cache_key(plan.mapping),
+            key=_cache_key(self._mapping),
         )
         document = bundle.runtime_config(
             rootfs=plan.rootfs,
@@ -201,7 +203,7 @@ class _Supervisor:
             read_only=config.read_only,
             files=plan.directory / "etc",
             surroundings=surroundings,
-            cgroup=f"/lamina-{plan.identity}" if plan.mapping is None else None,
+            cgroup=f"/lamina-{plan.identity}" if self._mapping is None else None,
         )
         instance = Instance(finder.find(), plan.directory, plan.identity, plan.search_path)
         try:

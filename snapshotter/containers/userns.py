@@ -19,6 +19,8 @@ from unionfs.syscalls import CLONE_NEWUSER, unshare
 
 from .errors import ContainerError
 
+_ALL_IDS = 2**32 - 1
+
 Ranges = tuple[tuple[int, int, int], ...]
 """(first id inside, first id outside, count), as in ``/proc/PID/uid_map``."""
 
@@ -51,6 +53,17 @@ def _contains(ranges: Ranges, number: int) -> bool:
 def single_mapping() -> Mapping:
     """The mapping that needs no help: the caller is root inside, and nobody else exists."""
     return Mapping(((0, os.geteuid(), 1),), ((0, os.getegid(), 1),))
+
+
+def current_mapping() -> Mapping | None:
+    """The mapping of the user namespace this process is in; None if it is the machine's own."""
+    uids, gids = (_read_map(Path(f"/proc/self/{name}")) for name in ("uid_map", "gid_map"))
+    return None if uids == ((0, 0, _ALL_IDS),) else Mapping(uids, gids)
+
+
+def _read_map(path: Path) -> Ranges:
+    rows = [tuple(map(int, line.split())) for line in path.read_text("ascii").splitlines()]
+    return tuple((row[0], row[1], row[2]) for row in rows)
 
 
 def best_mapping(
