@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import closing
 from typing import BinaryIO
 
 from unionfs.pack import Pack, rebuild
@@ -168,7 +167,7 @@ def _write_layer(
     _start_file(out, _blob(layer.diff_id), layer.tar_size)
     check = hashlib.sha256()
     done = 0
-    with closing(Pack(store.layers.path(layer.diff_id))) as pack:
+    with Pack(store.layers.path(layer.diff_id)) as pack:
         for piece in rebuild(pack):
             check.update(piece)
             out.write(piece)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 from unionfs.entry import WHITEOUT
 from unionfs.pack import Ingested, Location, Pack, ingest, merge
+from unionfs.pack.format import IMPLICIT, NAME_ROW
 
 from .. import digest
 from ..errors import StoreError
@@ -30,8 +30,8 @@ from .locks import sync_directory
 FACTOR = 4
 """A run is merged with the new layer above it unless it has over this many times its entries."""
 
-IMPLICIT = 2
-"""The flag of a directory that a layer has only as the parent of something."""
+_KIND = 6
+"""Where a row of a pack's names has the kind."""
 
 
 class RootAttributes(NamedTuple):
@@ -144,12 +144,12 @@ class Layers:
         if known is not None:
             path.unlink()
             return known
-        with closing(Pack(path)) as pack:
-            content_size, complete = _survey(pack)
+        with Pack(path) as pack:
+            content_size, complete = pack.content_size, not _speaks_of_lower_layers(path, pack)
         with self._database.transaction():
             # Never replace a pack that is known: the chunk table points into that very file.
             if self.get(diff_id) is None:
-                self._insert(ingested, content_size, complete and not ingested.unresolved)
+                self._insert(ingested, content_size, complete)
                 os.rename(path, self.path(diff_id))
                 sync_directory(self._directory)
         path.unlink(missing_ok=True)
@@ -219,7 +219,7 @@ class Layers:
     def root_attributes(self, files: Sequence[Path]) -> RootAttributes:
         """The root directory of an image, from its runs: of the topmost layer that has it."""
         for path in files:
-            with closing(Pack(path)) as pack:
+            with Pack(path) as pack:
                 inode = pack.inode(0)
                 if not inode.flags & IMPLICIT:
                     return RootAttributes(
@@ -252,26 +252,16 @@ class Layers:
         )
 
 
-def _survey(pack: Pack) -> tuple[int, bool]:
-    """The bytes of all files of a layer, and whether it can be the bottom of an image as it is.
+def _speaks_of_lower_layers(path: Path, pack: Pack) -> bool:
+    """Whether a layer has whiteouts or hardlinks into lower layers.
 
-    It cannot if it speaks of names in lower layers, or has directories without attributes.
+    All kinds are looked at in one go: a walk would take longer than the rest of a small commit.
     """
-    files: dict[int, int] = {}
-    complete = not pack.inode(0).flags & IMPLICIT
-    directories = [0]
-    while directories:
-        for _, kind, row in pack.names(directories.pop()):
-            if kind == WHITEOUT:
-                complete = False
-                continue
-            inode = pack.inode(row)
-            if kind == stat.S_IFREG:
-                files[row] = inode.size
-            elif kind == stat.S_IFDIR:
-                directories.append(row)
-                complete = complete and not inode.flags & IMPLICIT
-    return sum(files.values()), complete
+    offset, length = pack.header.sections["names"]
+    with path.open("rb") as file:
+        file.seek(offset)
+        kinds = file.read(length)[_KIND :: NAME_ROW.size]
+    return bool(pack.unresolved) or WHITEOUT in kinds
 
 
 def _parts(layers: Sequence[StoredLayer], first: int) -> list[tuple[int, int]]:

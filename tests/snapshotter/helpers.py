@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import multiprocessing
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from backports import zstd
 
 from snapshotter.archive import load, save
 from snapshotter.errors import Conflict, NoSuchContainer, NoSuchImage
@@ -27,10 +31,19 @@ Entry = bytes | tuple[bytes, str] | None
 TIME = 1_700_000_000
 
 
-def tar(entries: Mapping[str, Entry], *, compression: str = "") -> bytes:
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstd.compress,
+}
+
+
+def tar(entries: Mapping[str, Entry]) -> bytes:
     """A tar archive with these entries, in this order."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=f"w:{compression}") as archive:
+    with tarfile.open(fileobj=out, mode="w") as archive:
         for name, value in entries.items():
             member = tarfile.TarInfo(name)
             member.mtime = TIME
@@ -122,7 +135,7 @@ def tree_of(store: Store, image: Image) -> dict[str, str | bytes]:
     """The merged tree of an image: contents, link targets, or the kind of anything else."""
     merged: dict[str, str | bytes] = {}
     for path in reversed(store.runs(image)):
-        with closing(Pack(path)) as pack:
+        with Pack(path) as pack:
             _overlay(pack, 0, "", merged)
     return merged
 
@@ -155,10 +168,10 @@ def check(store: Store) -> None:
             files.add(store.layers.path(layer.diff_id).name)
         for run in store.runs(image):
             files.add(run.name)
-            with closing(Pack(run)) as pack:
+            with Pack(run) as pack:
                 list(pack.names(0))
     for name in files:
-        with closing(Pack(store.root / "layers" / name)) as pack:
+        with Pack(store.root / "layers" / name) as pack:
             if name.endswith(".pack"):
                 verify(pack)
             files = files | {f"{source.hex()}.pack" for source in pack.sources}
@@ -234,7 +247,7 @@ def _busy(store: Store, path: Path, number: int) -> None:
             continue
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[..., None]] = {
     "import": _import,
     "commit": _commit,
     "load": _load,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import io
 import json
-import lzma
 import os
 import stat
 import tarfile
@@ -20,6 +18,7 @@ from snapshotter.errors import ArchiveError, NoSuchImage
 from snapshotter.images import commit
 from snapshotter.store import Store
 from tests.snapshotter.helpers import (
+    COMPRESSIONS,
     Entry,
     config_of,
     docker_archive,
@@ -114,23 +113,15 @@ def test_an_image_saved_by_its_id_has_no_name(store: Store) -> None:
         saved(store, "a", "nobody")
 
 
-@pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_archives_of_older_dockers_are_loaded(store: Store, compression: str) -> None:
     layers = [tar({"a": b"1"}), gzip.compress(tar({".wh.a": b"", "b": b"2"}))]
     config = config_of([layers[0], gzip.decompress(layers[1])])
-    archive = docker_archive(config, layers, "old:1", "old:2")
-    if compression:
-        archive = tar_compressed(archive, compression)
+    archive = COMPRESSIONS[compression](docker_archive(config, layers, "old:1", "old:2"))
     (found,) = load(store, Pipe(archive))
     assert list(map(str, found.references)) == ["old:1", "old:2"]
     assert found.image.id == f"sha256:{sha256(config)}"
     assert tree_of(store, found.image) == {"b": b"2"}
-
-
-def tar_compressed(data: bytes, compression: str) -> bytes:
-
-    compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
-    return compress[compression](data)
 
 
 def test_a_layer_that_is_a_symlink_to_another_is_loaded(store: Store) -> None:

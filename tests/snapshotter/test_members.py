@@ -59,7 +59,7 @@ def test_pax_and_gnu_archives_read_the_same(form: int) -> None:
 def test_every_format_of_gnu_tar_is_read(tmp_path: Path, form: str) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "f").write_text("content")
-    command = ["tar", "-C", tmp_path, f"--format={form}", "-cf", "-", "d"]
+    command = ["tar", "-C", str(tmp_path), f"--format={form}", "-cf", "-", "d"]
     archive = subprocess.run(command, check=True, capture_output=True).stdout
     assert read(archive) == {"d": None, "d/f": b"content"}
 

@@ -8,6 +8,7 @@ import random
 import subprocess
 import time
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def rootfs(tmp_path: Path) -> Path:
     return path
 
 
-def wait(process: helpers.ForkServerProcess) -> int:
+def wait(process: ForkServerProcess) -> int:
     process.join(60)
     code = process.exitcode
     assert code is not None, "the process hangs"
@@ -174,7 +175,7 @@ def test_a_full_disk_leaves_nothing_half_made(small_disk: Path, tmp_path: Path) 
         with pytest.raises((OSError, StoreError)):
             import_rootfs(store, io.BytesIO(tar({"big": os.urandom(6 << 20)})), reference="big")
         check(store)
-        (container.upper / "f").write_bytes(os.urandom(1_400_000))
+        (container.upper / "f").write_bytes(os.urandom(1_900_000))
         with pytest.raises((OSError, StoreError)):
             commit(store, container, reference="big")
         check(store)

@@ -19,7 +19,7 @@ from snapshotter.errors import (
 )
 from snapshotter.images import import_rootfs
 from snapshotter.store import Deleted, Store, Untagged
-from tests.snapshotter.helpers import new_container, small_image, tar, tree_of
+from tests.snapshotter.helpers import COMPRESSIONS, new_container, small_image, tar, tree_of
 from unionfs.errors import LayerError
 
 
@@ -75,7 +75,7 @@ def test_a_name_moves_to_the_image_it_was_given_last(store: Store) -> None:
 def test_import_records_what_it_was_told(store: Store) -> None:
     image = import_rootfs(
         store,
-        io.BytesIO(tar({"f": b""}, compression="gz")),
+        io.BytesIO(tar({"f": b""})),
         changes=['CMD ["sh"]', "ENV A=1"],
         message="from a friend",
         platform="linux/arm64/v8",
@@ -88,12 +88,12 @@ def test_import_records_what_it_was_told(store: Store) -> None:
     assert [entry.comment for entry in config.history or []] == ["from a friend"]
 
 
-@pytest.mark.parametrize("compression", ["", "gz", "bz2", "xz"])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_import_reads_every_compression(store: Store, compression: str) -> None:
-    data = tar({"f": b"content" * 500}, compression=compression)
+    data = COMPRESSIONS[compression](tar({"f": b"content" * 500}))
     assert tree_of(store, import_rootfs(store, io.BytesIO(data))) == {"f": b"content" * 500}
     with pytest.raises(LayerError):
-        import_rootfs(store, io.BytesIO(data[: 700 if not compression else len(data) // 2]))
+        import_rootfs(store, io.BytesIO(data[: 700 if compression == "plain" else len(data) // 2]))
 
 
 def test_a_failed_import_leaves_nothing(store: Store) -> None:
