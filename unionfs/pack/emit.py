@@ -46,6 +46,7 @@ class Tables:
         self.strings = bytearray()
         self.links: list[tuple[int, int, int]] = []
         self.content_size = 0
+        self.whiteouts = 0
         self._known: dict[bytes, int] = {}
 
     def string(self, data: bytes) -> int:
@@ -144,6 +145,7 @@ def emit(tree: Tree[N], tables: Tables) -> None:
             count += 1
             if child is None:
                 tables.add_name(name, 0, NO_ROW)
+                tables.whiteouts += 1
                 continue
             identity = tree.identity(child)
             row = shared.get(identity) if identity is not None else None

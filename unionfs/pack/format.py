@@ -41,7 +41,8 @@ RAW = 2
 """Flag of a chunk stored as it is, because lz4 gains nothing."""
 
 COMPLETE = 1
-"""Header flag of an index that needs nothing below it: no whiteouts, no opaque directories."""
+"""Header flag of an index that does not speak of what is below it: it has neither whiteouts nor
+unresolved hardlinks. (Opaque directories may be left, they hide nothing where nothing is below.)"""
 
 INODE_ROW = struct.Struct("<4IQq4IQ4IQ16x")
 NAME_ROW = struct.Struct("<IHBxI4x")

@@ -14,6 +14,7 @@ from .draft import Draft, DraftTree
 from .emit import Tables, emit, write_index
 from .format import (
     CHUNK_SIZE,
+    COMPLETE,
     HEADER_SIZE,
     LAYER,
     RECIPE_ROW,
@@ -184,7 +185,7 @@ class _Ingest:
         sources = [diff_id, *writer.others]
         header = Header(
             role=LAYER,
-            flags=0,
+            flags=0 if tables.whiteouts or tree.unresolved else COMPLETE,
             identity=diff_id,
             tar_size=tar_size,
             entries=entries,

@@ -40,9 +40,10 @@ Part = tuple[int, int]
 
 
 class Merged(NamedTuple):
-    """What came of a merge: how many names and files, whether it needs nothing below it.
+    """What came of a merge: how many names and files.
 
-    ``unresolved`` says that hardlinks point to what lies below; ``stored`` is the size in bytes.
+    ``complete`` says that the index does not speak of what lies below, ``unresolved`` that it has
+    hardlinks into it; ``stored`` is the size in bytes.
     """
 
     names: int
@@ -81,7 +82,7 @@ def merge(packs: Sequence[Pack], path: Path, identity: bytes, *, complete: bool)
             emit(union, tables)
             header = Header(
                 role=MERGED,
-                flags=COMPLETE if complete else 0,
+                flags=0 if tables.whiteouts or union.unresolved else COMPLETE,
                 identity=identity,
                 tar_size=0,
                 entries=sum(pack.entries for pack in packs),
@@ -100,7 +101,9 @@ def merge(packs: Sequence[Pack], path: Path, identity: bytes, *, complete: bool)
             path.unlink(missing_ok=True)
             raise
     names, inodes = tables.counts
-    return Merged(names, inodes, complete, bool(union.unresolved), stored)
+    return Merged(
+        names, inodes, not tables.whiteouts and not union.unresolved, bool(union.unresolved), stored
+    )
 
 
 class _Contents:
