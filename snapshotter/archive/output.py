@@ -24,7 +24,7 @@ def atomic_output(path: Path) -> Iterator[BinaryIO]:
         return
     # A symlink keeps pointing where it does; its target is replaced.
     target = path.resolve()
-    fd, name = tempfile.mkstemp(prefix=f".{target.name[:200]}.", dir=target.parent)
+    fd, name = tempfile.mkstemp(prefix=".lamina-", dir=target.parent)
     try:
         with os.fdopen(fd, "wb") as stream:
             yield stream

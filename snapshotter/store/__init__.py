@@ -83,7 +83,7 @@ class Store:
                 database.close()
                 raise
         except OSError as error:
-            raise StoreError(f"cannot use the store {root}: {error.strerror}") from error
+            raise StoreError(f"cannot use the store {root}: {error.strerror or error}") from error
         return store
 
     def close(self) -> None:

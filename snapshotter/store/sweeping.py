@@ -54,7 +54,7 @@ def sweep(database: Database, root: Path) -> bool:
         _remove_files(database, root / "layers")
         _remove_containers(database, root / "containers")
         for left in sorted((root / "tmp").iterdir()):
-            _remove_directory(left)
+            _remove(left)
         return True
 
 
@@ -82,13 +82,16 @@ def _remove_containers(database: Database, directory: Path) -> None:
     known = {name for (name,) in database.rows("SELECT id FROM container")}
     for path in directory.iterdir():
         if path.name not in known:
-            _remove_directory(path)
+            _remove(path)
 
 
-def _remove_directory(path: Path) -> None:
-    """Remove a directory, unless files of other users or a mount are in it."""
+def _remove(path: Path) -> None:
+    """Remove a directory, unless files of other users or a mount are in it; or a stray file."""
     try:
-        remove_tree(path)
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            path.unlink()
     except (PermissionError, StoreError) as error:
         # A container of a user namespace with several users: only in there can it be removed.
         _log.info("%s is left: %s", path, error)
