@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,11 @@ def _prepare(scratch: Path) -> tuple[Path, Path, Path]:
 def _command(tree: Tree, scratch: Path, command: list[str], unmount: list[str]) -> Iterator[Path]:
     upper, work, merged = _prepare(scratch)
     options = f"lowerdir={tree.directory},upperdir={upper},workdir={work}"
-    subprocess.run([*command, "-o", options, merged], check=True)
+    mount = subprocess.run(
+        [*command, "-o", options, merged], stderr=subprocess.PIPE, text=True, check=False
+    )
+    if mount.returncode:
+        raise SystemExit(f"{command[0]} cannot mount: {mount.stderr}")
     try:
         yield merged
     finally:
@@ -103,5 +108,5 @@ def versions() -> dict[str, str]:
     found = {"kernel": os.uname().release, "python": sys.version.split()[0]}
     if shutil.which("fuse-overlayfs"):
         text = subprocess.check_output(["fuse-overlayfs", "--version"], text=True)
-        found["fuse-overlayfs"] = text.splitlines()[0].split()[-1]
+        (found["fuse-overlayfs"],) = re.findall(r"fuse-overlayfs: version (\S+)", text)
     return found

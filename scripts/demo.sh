@@ -136,7 +136,8 @@ is 'the lower one is that of demo/busybox' "[\"${layers[0]}\"]" \
     "$(describe first demo/busybox '{{json .RootFS.Layers}}')"
 type_ "lamina --root first inspect -f '{{json .Config.Cmd}}' demo/httpd:v0.2"
 is 'v0.2 knows its command' '["/bin/httpd","-f","-h","/data/html"]' "$output"
-is 'v0.1 has none' null "$(describe first demo/httpd:v0.1 '{{json .Config.Cmd}}')"
+holds 'v0.1 would start what b1 ran' \
+    has_line "$(describe first demo/httpd:v0.1 '{{json .Config.Cmd}}')" '^\["sh","-c",'
 
 step 'Both tags go into one archive'
 type_ 'lamina --root first save -o httpd.tar demo/httpd:v0.1 demo/httpd:v0.2'
