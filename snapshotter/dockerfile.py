@@ -24,7 +24,6 @@ _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECA
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
 _UNITS["h"] = 60 * _UNITS["m"]
-_KNOWN = ("ADD", "ARG", "COPY", "FROM", "MAINTAINER", "RUN", "SHELL")
 _SHELL = ["/bin/sh", "-c"]
 
 
@@ -40,13 +39,13 @@ def apply(changes: Iterable[str], config: Config) -> Config:
         name, rest = word.upper(), rest.strip()
         handler = _HANDLERS.get(name)
         if handler is None:
-            if name in _KNOWN:
-                raise InvalidChange(f"{name} is not a valid change command")
-            raise InvalidChange(f"unknown instruction: {name}")
+            raise InvalidChange(f"{name.lower()} is not a valid change command")
         if not rest:
             raise InvalidChange(f"{name} requires at least one argument")
-        given.add(name)
+        before = result.get("Cmd")
         handler(result, rest)
+        if name != "CMD" or result.get("Cmd") is not before:
+            given.add(name)
     if "ENTRYPOINT" in given and "CMD" not in given and result.get("Entrypoint"):
         # The command of the image was meant for its own entrypoint, as Docker sees it.
         result.pop("Cmd", None)
@@ -76,7 +75,9 @@ def _command(config: Config, text: str) -> list[str]:
 
 
 def _cmd(config: Config, text: str) -> None:
-    config["Cmd"] = _command(config, text)
+    # As in Docker, an empty one takes nothing away.
+    if command := _command(config, text):
+        config["Cmd"] = command
 
 
 def _entrypoint(config: Config, text: str) -> None:

@@ -51,11 +51,10 @@ class Docker:
         """The ID of an image."""
         return self("image", "inspect", "--format", "{{.Id}}", name).strip()
 
-    def remove_all_images(self) -> None:
-        """Forget every image."""
-        ids = self("images", "--quiet", "--no-trunc").split()
-        if ids:
-            self("rmi", "--force", *sorted(set(ids)))
+    def remove_everything(self) -> None:
+        """Forget every container and every image."""
+        self("container", "prune", "--force")
+        self("image", "prune", "--all", "--force")
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the daemon and wait until it answers."""

@@ -33,6 +33,6 @@ def docker_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
 
 @pytest.fixture
 def docker(docker_daemon: Docker) -> Docker:
-    """The Docker daemon, without images."""
-    docker_daemon.remove_all_images()
+    """The Docker daemon, without images and containers."""
+    docker_daemon.remove_everything()
     return docker_daemon

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import stat
 import subprocess
@@ -10,12 +11,13 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snapshotter.archive import load
 from snapshotter.images import commit, import_rootfs
-from snapshotter.store import Image, Store
+from snapshotter.store import ContainerConfig, Image, Store
 from tests.peers.docker import Docker
 from tests.snapshotter.helpers import new_container, saved, tree_of
 
@@ -172,3 +174,51 @@ def test_skopeo_reads_the_archive_in_both_forms(
     with Store.open(tmp_path / "other") as other:
         assert _ids(other, copy.read_bytes()) == [(made.id, ["copied/made:4"])]
         assert tree_of(other, other.image(made.id)) == tree_of(store, made)
+
+
+@pytest.mark.root
+@pytest.mark.peer("runc")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ['ENV B=5 D="x y"', "LABEL z=3 y=9", "EXPOSE 443 53/udp", "USER me:us"],
+        ['ENTRYPOINT ["/e", "x"]'],
+        ['ENTRYPOINT ["/e"]', "CMD run it"],
+        ["CMD []", "WORKDIR /a/../b", "WORKDIR c", "VOLUME /v /w", 'VOLUME ["/x y"]'],
+        ["ONBUILD RUN make", "HEALTHCHECK --interval=5s --retries=2 CMD ok"],
+        ["HEALTHCHECK NONE", "ENV OLD form of it", "LABEL OLD form"],
+    ],
+)
+def test_changes_make_the_configuration_that_docker_makes(
+    store: Store, busybox_tar: Path, docker: Docker, changes: list[str]
+) -> None:
+    base_changes = ["ENV A=1 B=2", 'CMD ["old"]', "LABEL y=1", "EXPOSE 80", "WORKDIR /srv"]
+    with busybox_tar.open("rb") as stream:
+        base = import_rootfs(store, stream, reference="base:1", changes=base_changes)
+    docker("load", stdin=saved(store, "base:1"))
+    created = docker("create", "--env", "C=3", "--label", "c=1", "base:1", "sh", "-c", "x").strip()
+    options = [part for change in changes for part in ("--change", change)]
+    theirs = json.loads(docker("image", "inspect", docker("commit", *options, created).strip()))[0][
+        "Config"
+    ]
+    docker("rm", created)
+    container = store.create_container(
+        base,
+        image_name="base:1",
+        config=ContainerConfig(
+            cmd=["sh", "-c", "x"],
+            env=["C=3", "A=1", "B=2"],
+            labels={"c": "1", "y": "1"},
+            working_dir="/srv",
+        ),
+    )
+    ours = json.loads(commit(store, container, changes=changes).config_bytes)["config"]
+    assert _comparable(ours) == _comparable(theirs)
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what is empty, and what Docker notes of the container itself."""
+    noted = ("Hostname", "Image", "AttachStdout", "AttachStderr", "AttachStdin")
+    found = {key: value for key, value in config.items() if value and key not in noted}
+    return {**found, "Env": sorted(found["Env"])}
