@@ -27,7 +27,7 @@ Row = tuple[Any, ...]
 
 _SCHEMA = """
 CREATE TABLE layer (
-    number INTEGER PRIMARY KEY,
+    number INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again for another layer
     diff_id BLOB NOT NULL UNIQUE,
     tar_size INTEGER NOT NULL,       -- bytes of the uncompressed archive
     content_size INTEGER NOT NULL,   -- bytes of all its files
@@ -105,6 +105,7 @@ class Database:
         try:
             self.run("PRAGMA foreign_keys = ON")
             self.run("PRAGMA synchronous = FULL")
+            self.run("PRAGMA temp_store = MEMORY")
         except StoreError:
             self.close()
             raise
@@ -117,7 +118,8 @@ class Database:
         """The format of the tables: 0 for none yet. Raises :class:`StoreError` for a newer one."""
         (version,) = self.row("PRAGMA user_version") or (0,)
         (application,) = self.row("PRAGMA application_id") or (0,)
-        if version and application != APPLICATION:
+        foreign = version == 0 and self.row("SELECT 1 FROM sqlite_master LIMIT 1") is not None
+        if foreign or (version and application != APPLICATION):
             raise StoreError(f"{self._path} is not the database of a lamina store")
         if version > FORMAT:
             raise StoreError(

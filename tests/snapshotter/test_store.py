@@ -177,3 +177,9 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lamina.db").write_bytes(b"something else entirely" * 100)
     with pytest.raises(StoreError, match="file is not a database"):
         Store.open(tmp_path)
+    (tmp_path / "lamina.db").unlink()
+    connection = sqlite3.connect(tmp_path / "lamina.db")
+    connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+    with pytest.raises(StoreError, match="is not the database of a lamina store"):
+        Store.open(tmp_path)
