@@ -15,17 +15,17 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
-
-from unionfs.entry import WHITEOUT
-from unionfs.pack import Ingested, Location, Pack, ingest, merge
-from unionfs.pack.format import IMPLICIT, NAME_ROW
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import digest
 from ..errors import StoreError
 from ..progress import Readable
 from .database import Database
 from .locks import sync_directory
+
+# Packs are imported where they are used: listing images and containers does without them.
+if TYPE_CHECKING:
+    from unionfs.pack import Ingested, Location, Pack
 
 FACTOR = 4
 """A run is merged with the new layer above it unless it has over this many times its entries."""
@@ -89,6 +89,8 @@ class Layers:
 
     def find(self, chunk: bytes) -> Location | None:
         """Where the store has the chunk with this digest (:class:`unionfs.pack.Chunks`)."""
+        from unionfs.pack import Location  # noqa: PLC0415
+
         row = self._database.row(
             "SELECT layer, offset, stored, plain, flags FROM chunk WHERE digest = ?", chunk
         )
@@ -137,6 +139,8 @@ class Layers:
         No user sees it before an image refers to it. Raises :class:`unionfs.errors.LayerError`
         for a malformed archive, :class:`OSError` for a full disk.
         """
+        from unionfs.pack import Pack, ingest  # noqa: PLC0415
+
         path = workspace / "layer.pack"
         ingested = ingest(tar, path, self)
         diff_id = digest.text(ingested.diff_id)
@@ -204,6 +208,8 @@ class Layers:
         self, layers: Sequence[StoredLayer], chains: Sequence[str], first: int, path: Path
     ) -> None:
         """Merge the layers from ``first`` on, using what is already merged of them."""
+        from unionfs.pack import Pack, merge  # noqa: PLC0415
+
         inputs: list[Pack] = []
         try:
             for start, end in _parts(layers, first):
@@ -218,6 +224,9 @@ class Layers:
 
     def root_attributes(self, files: Sequence[Path]) -> RootAttributes:
         """The root directory of an image, from its runs: of the topmost layer that has it."""
+        from unionfs.pack import Pack  # noqa: PLC0415
+        from unionfs.pack.format import IMPLICIT  # noqa: PLC0415
+
         for path in files:
             with Pack(path) as pack:
                 inode = pack.inode(0)
@@ -255,13 +264,16 @@ class Layers:
 def _speaks_of_lower_layers(path: Path, pack: Pack) -> bool:
     """Whether a layer has whiteouts or hardlinks into lower layers.
 
-    All kinds are looked at in one go: a walk would take longer than the rest of a small commit.
+    All kinds (0 for a whiteout) are looked at in one go: a walk would take longer than the rest
+    of a small commit.
     """
+    from unionfs.pack.format import NAME_ROW  # noqa: PLC0415
+
     offset, length = pack.header.sections["names"]
     with path.open("rb") as file:
         file.seek(offset)
         kinds = file.read(length)[_KIND :: NAME_ROW.size]
-    return bool(pack.unresolved) or WHITEOUT in kinds
+    return bool(pack.unresolved) or 0 in kinds
 
 
 def _parts(layers: Sequence[StoredLayer], first: int) -> list[tuple[int, int]]:
