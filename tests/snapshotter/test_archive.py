@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from snapshotter.archive import atomic_output, load
-from snapshotter.errors import ArchiveError, NoSuchImage
+from snapshotter.errors import ArchiveError, NoSuchImage, SnapshotterError
 from snapshotter.images import commit
 from snapshotter.store import Store
 from tests.snapshotter.helpers import (
@@ -30,7 +32,7 @@ from tests.snapshotter.helpers import (
     tar,
     tree_of,
 )
-from unionfs.errors import LayerError
+from unionfs.errors import LayerError, UnionError
 
 
 class Pipe(io.RawIOBase):
@@ -249,6 +251,30 @@ def test_a_bad_archive_is_refused_and_leaves_nothing(
         load(store, io.BytesIO(archive))
     assert store.images() == []
     assert list((store.root / "layers").iterdir()) == []
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), form=st.sampled_from(["docker", "layout"]))
+def test_damaged_archives_are_loaded_or_refused_and_nothing_else(
+    store: Store, data: st.DataObject, form: str
+) -> None:
+    entries = layout(CONFIG, [LAYER], "x:1")
+    damaged = bytearray(
+        tar(entries) if form == "layout" else docker_archive(CONFIG, [LAYER], "x:1")
+    )
+    used = len(damaged.rstrip(b"\0"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, used))] = data.draw(st.integers(0, 255))
+    try:
+        loaded = load(store, io.BytesIO(damaged))
+    except (SnapshotterError, UnionError):
+        assert store.images() == []
+        return
+    for found in loaded:
+        assert found.image.id == f"sha256:{sha256(found.image.config_bytes)}"
+        store.remove_image(found.image.id, force=True)
 
 
 def test_a_bad_layer_counts_only_if_an_image_has_it(store: Store) -> None:
