@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from snapshotter.archive import atomic_output, load
+from snapshotter.archive import atomic_output, load, save
 from snapshotter.errors import ArchiveError, NoSuchImage, SnapshotterError
 from snapshotter.images import commit
 from snapshotter.store import Store
@@ -32,7 +32,7 @@ from tests.snapshotter.helpers import (
     tar,
     tree_of,
 )
-from unionfs.errors import LayerError, UnionError
+from unionfs.errors import LayerError, PackError, UnionError
 
 
 class Pipe(io.RawIOBase):
@@ -289,6 +289,22 @@ def test_layers_no_image_refers_to_do_not_stay(store: Store) -> None:
     archive = tar({"stray.tar": tar({"b": b"1" * 5000}), **layout(CONFIG, [LAYER], "x:1")})
     load(store, io.BytesIO(archive))
     assert len(list((store.root / "layers").glob("*.pack"))) == 1
+
+
+def test_a_damaged_store_saves_nothing_wrong(store: Store, tmp_path: Path) -> None:
+    image = small_image(store, "a", data=os.urandom(300_000))
+    pack = store.layers.path(image.layers[0].diff_id)
+    whole = pack.read_bytes()
+    pack.write_bytes(whole[:50_000] + b"\xff\x00" + whole[50_002:])
+    with pytest.raises(PackError, match=pack.name):
+        _save_to(store, tmp_path / "out.tar")
+    assert not (tmp_path / "out.tar").exists()
+    pack.write_bytes(whole)
+
+
+def _save_to(store: Store, path: Path) -> None:
+    with atomic_output(path) as stream:
+        save(store, ["a"], stream)
 
 
 def test_progress_is_told_for_each_layer(store: Store) -> None:
