@@ -78,7 +78,8 @@ def _image_names(store: Store) -> dict[str, set[str]]:
 
 def _row(container: Container, names: dict[str, set[str]], no_trunc: bool) -> dict[str, str]:
     config = container.config
-    command = " ".join([*config.entrypoint, *config.cmd])
+    program, *arguments = [*config.entrypoint, *config.cmd] or [""]
+    command = " ".join([program, *(f"'{text}'" if " " in text else text for text in arguments)])
     return {
         "ID": container.id if no_trunc else short_id(container.id),
         "Image": _image_shown(container, names),

@@ -108,25 +108,26 @@ class Relay:
                     fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, size)
                 return
 
+    def kill(self, number: int) -> None:
+        """Send a signal to the process, unless it has ended."""
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            _log.debug("signal %d came too late", number)
+
     def _obey(self) -> None:
         """Do what the caller's process asks for; its end means that of the container."""
         message = self.channel.recv(4096)
         if not message:
             _log.debug("the caller is gone: killing the container")
             self._poll.unregister(self.channel)
-            self._kill(signal.SIGKILL)
+            self.kill(signal.SIGKILL)
             return
         number = json.loads(message)["signal"]
         if number == signal.SIGWINCH:
             self.resize()
         else:
-            self._kill(number)
-
-    def _kill(self, number: int) -> None:
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            _log.debug("signal %d came too late", number)
+            self.kill(number)
 
     def _take_input(self) -> None:
         """Read from the user only what can wait here until the container takes it."""
@@ -139,6 +140,15 @@ class Relay:
             _log.debug("input: %s", error)
         if self._pending:
             self._poll.modify(self.terminal, select.POLLIN | select.POLLOUT)
+        else:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """The user's terminal is gone: so is the container's."""
+        if self.terminal is not None:
+            self._poll.unregister(self.terminal)
+            os.close(self.terminal)
+            self.terminal = None
 
     def _exchange(self) -> None:
         assert self.terminal is not None

@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import time
@@ -24,15 +25,17 @@ from ..store import Container, ContainerConfig, Image, Store
 from . import skeleton
 from .errors import FAILED, ContainerError
 from .runtime import Streams
-from .supervisor import FORWARDED, Plan, fork_supervisor
+from .supervisor import FORWARDED, Plan, cgroup_name, fork_supervisor
 from .userns import Mapping, best_mapping, call_inside, single_mapping
 
 _log = logging.getLogger(__name__)
 
 _KILLED = 128 + signal.SIGKILL
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_CGROUPS = Path("/sys/fs/cgroup")
 _RUNTIME_CACHE = "runtimes.json"
 _KILL_PATIENCE_SECONDS = 10.0
+_END_PATIENCE_SECONDS = 30.0
 
 
 class Interrupted(ContainerError):
@@ -115,6 +118,8 @@ class _Keeper:
         self._search_path = search_path
         self._channel: socket.socket | None = None
         self._supervisor: int | None = None
+        self._is_forwarding = False
+        self._is_ending = False
         self.container: Container | None = None
         self.has_started = False
 
@@ -123,9 +128,10 @@ class _Keeper:
         """Pass signals on; one that asks for the end ends this, while nothing has started."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
-            if self._channel is not None and self.has_started:
-                _send_signal(self._channel, number)
-            elif number in _ENDING and not self.has_started:
+            if self._is_forwarding and self._channel is not None:
+                _send(self._channel, {"signal": number})
+            elif number in _ENDING and not self._is_ending:
+                self._is_ending = True
                 raise Interrupted(f"interrupted by {signal.Signals(number).name}", 128 + number)
 
         previous = {number: signal.signal(number, handle) for number in FORWARDED}
@@ -190,23 +196,34 @@ class _Keeper:
         try:
             with self._channel as channel:
                 return self._listen(channel, on_start)
-        except BaseException:
-            if not self.has_started and self._supervisor is not None:
-                _kill(self._supervisor)
-            raise
         finally:
+            self._is_ending = True
             self._channel = None
+            self._wait_for(child)
+
+    def _wait_for(self, child: int) -> None:
+        """Wait until everything is taken down: it begins when the channel is closed."""
+        pidfd = os.pidfd_open(child)
+        try:
+            if not select.select([pidfd], [], [], _END_PATIENCE_SECONDS)[0]:
+                _log.warning("the supervisor does not end; it is killed")
+                _kill(self._supervisor or child)
             os.waitpid(child, 0)
+        finally:
+            os.close(pidfd)
 
     def _listen(self, channel: socket.socket, on_start: Callable[[], None]) -> int:
         while packet := channel.recv(1 << 16):
             message = json.loads(packet)
             if "supervisor" in message:
                 self._supervisor = message["supervisor"]
-            elif "started" in message:
-                self._record(status="running", pid=message["started"], started=datetime.now(UTC))
-                self.has_started = True
+            elif "created" in message:
+                self._record(status="running", pid=message["created"], started=datetime.now(UTC))
                 on_start()
+                self._is_forwarding = True
+                _send(channel, {"go": True})
+            elif "started" in message:
+                self.has_started = True
             elif "exited" in message:
                 return self._ended(message["exited"])
             else:
@@ -237,11 +254,11 @@ class _Keeper:
             _log.debug("container %s was removed meanwhile", self._made.short_id)
 
 
-def _send_signal(channel: socket.socket, number: int) -> None:
+def _send(channel: socket.socket, message: dict[str, int]) -> None:
     try:
-        channel.send(json.dumps({"signal": number}).encode())
+        channel.send(json.dumps(message).encode())
     except OSError as error:
-        _log.debug("signal %d came too late: %s", number, error)
+        _log.debug("%s came too late: %s", message, error)
 
 
 def _kill(pid: int) -> None:
@@ -257,11 +274,12 @@ def remove(store: Store, container: Container, search_path: str) -> None:
     For an ordinary user it is done in a user namespace, where the files of all the container's
     users can be removed. Raises :class:`Conflict` if it runs, :class:`NoSuchContainer`.
     """
-    _end_leftover_mount(container.directory / "rootfs")
+    if store.container(container.id).status != "running":
+        _end_leftover_mount(container.directory / "rootfs")
+        _remove_leftover_cgroups(container)
     if os.geteuid() == 0:
         store.remove_container(container.id)
         return
-    store.container(container.id)
     root = store.root
 
     def remove_inside() -> None:
@@ -279,6 +297,13 @@ def _end_leftover_mount(rootfs: Path) -> None:
         mounted = error.errno in (errno.ENOTCONN, errno.EACCES, errno.EPERM)
     if mounted:
         mounting.unmount(os.fsencode(rootfs), lazy=True)
+
+
+def _remove_leftover_cgroups(container: Container) -> None:
+    """Remove the empty cgroups that are left when a supervisor was killed."""
+    name = cgroup_name(container.id)
+    for path in (*_CGROUPS.glob(name), *_CGROUPS.glob(f"*/{name}")):
+        path.rmdir()
 
 
 def kill(store: Store, container: Container) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,12 +167,29 @@ def _bounding_set() -> int:
     return 0
 
 
+def hide_unified_cgroups(runtime: Runtime) -> None:
+    """Make this mount namespace, which must be a private one, a place where crun works.
+
+    It refuses the hybrid arrangement of cgroups, in which a unified hierarchy lies beside the
+    others: that one is hidden from it.
+    """
+    unified = _CGROUPS / "unified"
+    if runtime.name != "crun" or not (unified / "cgroup.procs").exists():
+        return
+    try:
+        umount(os.fsencode(unified))
+    except OSError:
+        # In a user namespace, mounts made outside can be covered but not taken away.
+        mount(b"none", os.fsencode(unified), b"tmpfs", 0, b"mode=755")
+
+
 @dataclass(frozen=True)
 class Finder:
     """Finds a runtime that works for this user in these ``surroundings``.
 
-    ``cache`` is the file with earlier answers, ``scratch`` a directory to probe in. It must be
-    used where the container will be: in the supervisor's namespaces.
+    ``cache`` is the file with earlier answers, kept under ``key``; ``scratch`` is a directory to
+    probe in. ``prepare`` is called before a runtime is used. All of it must be done where the
+    container will be: in the supervisor's namespaces.
     """
 
     cache: Path
@@ -180,6 +197,7 @@ class Finder:
     search_path: str
     surroundings: Surroundings
     key: str
+    prepare: Callable[[Runtime], None]
 
     def find(self) -> Runtime:
         """A runtime that works. Raises :class:`RuntimeUnavailable`, saying why each does not."""
@@ -187,7 +205,7 @@ class Finder:
         known = self._read().get(self.key)
         for runtime in candidates:
             if runtime.identity() == known:
-                self._prepare(runtime)
+                self.prepare(runtime)
                 return runtime
         return self._probe_all(candidates)
 
@@ -213,7 +231,7 @@ class Finder:
 
     def _probe(self, runtime: Runtime) -> str:
         """Why the runtime does not work; empty if it does."""
-        self._prepare(runtime)
+        self.prepare(runtime)
         directory = self.scratch / f"probe-{runtime.name}"
         directory.mkdir()
         nowhere = os.open(os.devnull, os.O_RDWR)
@@ -246,21 +264,6 @@ class Finder:
             surroundings=self.surroundings,
             cgroup=None,
         )
-
-    def _prepare(self, runtime: Runtime) -> None:
-        """Make this mount namespace one that the runtime gets along with.
-
-        crun refuses the hybrid arrangement of cgroups, in which a unified hierarchy lies beside
-        the others: it is hidden.
-        """
-        unified = _CGROUPS / "unified"
-        if runtime.name != "crun" or not (unified / "cgroup.procs").exists():
-            return
-        try:
-            umount(os.fsencode(unified))
-        except OSError:
-            # In a user namespace, mounts made outside can be covered but not taken away.
-            mount(b"none", os.fsencode(unified), b"tmpfs", 0, b"mode=755")
 
     def _read(self) -> dict[str, str]:
         """The earlier answers. A file that cannot be read is as good as none."""

@@ -26,7 +26,7 @@ from . import bundle, skeleton
 from .errors import FAILED, ContainerError
 from .inside import Question, look
 from .relay import Console, Relay
-from .runtime import Finder, Instance, Streams, look_around
+from .runtime import Finder, Instance, Streams, hide_unified_cgroups, look_around
 from .userns import Mapping, current_mapping, enter
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ FORWARDED = (
     signal.SIGWINCH,
 )
 """The signals that the caller's process passes on to the container."""
+
+
+def cgroup_name(identity: str) -> str:
+    """The name of a privileged container's cgroup, in every hierarchy."""
+    return f"lamina-{identity}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +76,9 @@ def fork_supervisor(plan: Plan) -> tuple[int, socket.socket]:
     """Start the supervisor: the pid to wait for, and the channel to it.
 
     Messages are JSON objects, one in each packet. From the supervisor: ``supervisor`` (its pid),
-    ``started`` (the pid of the container), and at the end ``exited`` (the code) or ``failed`` (the
-    message) with ``code``. To it: ``signal`` (a number).
+    ``created`` (the pid of the container), ``started``, and at the end ``exited`` (the code) or
+    ``failed`` (the message) with ``code``. To it: ``go`` as the answer to ``created``, and
+    ``signal`` (a number). Closing the channel ends the container and the supervisor.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -190,6 +196,7 @@ class _Supervisor:
             search_path=plan.search_path,
             surroundings=surroundings,
             key=_cache_key(self._mapping),
+            prepare=hide_unified_cgroups,
         )
         document = bundle.runtime_config(
             rootfs=plan.rootfs,
@@ -203,7 +210,7 @@ class _Supervisor:
             read_only=config.read_only,
             files=plan.directory / "etc",
             surroundings=surroundings,
-            cgroup=f"/lamina-{plan.identity}" if self._mapping is None else None,
+            cgroup=f"/{cgroup_name(plan.identity)}" if self._mapping is None else None,
         )
         instance = Instance(finder.find(), plan.directory, plan.identity, plan.search_path)
         try:
@@ -220,8 +227,12 @@ class _Supervisor:
         try:
             relay = self._create(instance, document, console)
             try:
+                _send(self._channel, {"created": self._outside_pid(relay.pid)})
+                early = self._wait_for_go()
                 instance.start()
-                _send(self._channel, {"started": self._outside_pid(relay.pid)})
+                _send(self._channel, {"started": True})
+                for number in early:
+                    relay.kill(number)
                 status = relay.wait()
             finally:
                 instance.delete()
@@ -229,6 +240,16 @@ class _Supervisor:
             if console is not None:
                 console.close()
         return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + (status & 0x7F)
+
+    def _wait_for_go(self) -> list[int]:
+        """Wait until the caller is ready; the signals it has passed on before."""
+        early: list[int] = []
+        while packet := self._channel.recv(4096):
+            message = json.loads(packet)
+            if "go" in message:
+                return early
+            early.append(int(message["signal"]))
+        raise ContainerError("interrupted before the container started")
 
     def _create(
         self, instance: Instance, document: bundle.Document, console: Console | None

@@ -132,7 +132,7 @@ def test_errors_are_dockers_words(box: Lamina) -> None:
         (["save", "-o", "/dev/null/x", "nope"], "lamina: No such image: nope:latest\n"),
         (
             ["tag", "box:1", "Case"],
-            "lamina: invalid reference format: repository name (library/Case) must be lowercase\n",
+            "lamina: invalid reference format: repository name (Case) must be lowercase\n",
         ),
         (["rm", "nope"], "lamina: No such container: nope\n"),
         (["commit", "nope"], "lamina: No such container: nope\n"),

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 import cli
+from cli.app import _COMMANDS, lamina
+from cli.app import run as run_lamina
 from cli.environment import read_env_file, source_date_epoch, with_values
 from cli.errors import Failure, report
-from cli.main import _COMMANDS, lamina
-from cli.main import run as run_lamina
 from cli.session import default_root
 from snapshotter.errors import NoSuchImage
 from tests.support.command import Lamina, environment
@@ -28,7 +28,7 @@ HEAVY = {"msgspec", "sqlite3", "trio", "pyfuse3", "rich", "isal", "lz4", "ctypes
 def loaded_by(*arguments: str) -> set[str]:
     """The modules that a call of ``lamina`` imports."""
     program = (
-        "import sys\nfrom cli.main import run\n"
+        "import sys\nfrom cli.app import run\n"
         f"run({list(arguments)!r})\n"
         "print(*sys.modules, file=sys.stderr)"
     )

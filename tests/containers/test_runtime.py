@@ -62,6 +62,7 @@ def finder(tmp_path: Path, key: str = "me") -> Finder:
         search_path=f"{tmp_path}/bin",
         surroundings=SURROUNDINGS,
         key=key,
+        prepare=lambda _runtime: None,
     )
 
 

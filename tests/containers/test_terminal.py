@@ -27,9 +27,7 @@ def set_size(terminal: int, rows: int, columns: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def converse(
-    argv: Sequence[str], steps: Sequence[Step], *, patience: float = 30
-) -> tuple[int, bytes]:
+def converse(argv: list[str], steps: Sequence[Step], *, patience: float = 30) -> tuple[int, bytes]:
     """Run a program on a terminal of its own; the exit code, and everything shown."""
     pid, terminal = pty.fork()
     if pid == 0:
@@ -70,13 +68,17 @@ def test_a_shell_is_used_as_on_any_terminal(box: Lamina) -> None:
         time.sleep(0.3)
         os.write(terminal, b"stty size; tty\n")
 
+    def interrupt(terminal: int) -> None:
+        time.sleep(0.5)  # until the shell has started sleep
+        os.write(terminal, b"\x03")
+
     code, shown = converse(
         box.argv("run", "-it", "--rm", "box", "sh"),
         [
             (b"# ", b"stty size\n"),
             (b"33 101\r\n", resize),
             (b"44 120\r\n", b"echo 'go'ing; sleep 100\n"),
-            (b"going\r\n", b"\x03"),
+            (b"going\r\n", interrupt),
             (b"^C", b"echo st'ill' here\n"),
             (b"still here\r\n", b"exit 5\n"),
         ],
