@@ -25,6 +25,7 @@ pytestmark = [
 ]
 
 AS_USER = Path(__file__).with_name("as_user.py")
+TOOLS = ("cat", "grep", "ls", "mkdir", "rm", "seq", "sleep", "stat")
 WAYS = {
     "subordinate ids": ("open", True),
     "one id": ("open", False),
@@ -48,7 +49,7 @@ class Ordinary:
         wrapper = [sys.executable, AS_USER, self.name, self.fuse, *reach, "--"]
         done = subprocess.run(
             [str(part) for part in (*wrapper, *argv)],
-            env=environment(PATH=self.path, **environ),
+            env=environment(**{"PATH": self.path, **environ}),
             capture_output=True,
             text=True,
             timeout=60,
@@ -103,7 +104,7 @@ def user(
     home = Path(pwd.getpwnam(account).pw_dir)
     tools = home / f"bin-{fuse}-{with_subordinate}"
     tools.mkdir()
-    for name in ("runc", "crun", "fusermount3"):
+    for name in ("runc", "crun", "fusermount3", *TOOLS):
         if found := program(name):
             (tools / name).symlink_to(found)
     ordinary = Ordinary(account, home, fuse, SEARCH_PATH if with_subordinate else str(tools))
@@ -197,7 +198,7 @@ def test_a_killed_lamina_takes_its_container_along(user: Ordinary) -> None:
         {lamina} rm doomed
         grep -c lamina/containers /proc/self/mounts
         """
-    done = user.run("/bin/sh", "-c", script, check=False, PATH=user.path + ":/usr/bin:/bin")
+    done = user.run("/bin/sh", "-c", script, check=False)
     assert done.stdout.splitlines() == ["exited 137", "doomed", "0"], done.stderr
 
 
@@ -210,7 +211,7 @@ def test_a_running_container_is_killed_by_its_owner(user: Ordinary) -> None:
         {lamina} rm -f busy
         wait $pid; echo $?
         """
-    done = user.run("/bin/sh", "-c", script, check=False, PATH=user.path + ":/usr/bin:/bin")
+    done = user.run("/bin/sh", "-c", script, check=False)
     assert done.stdout.splitlines() == ["busy", "137"], done.stderr
 
 
@@ -223,5 +224,5 @@ def test_an_image_is_mounted_and_unmounted(user: Ordinary) -> None:
         """
     if user.fuse == "open":
         script = f"test -c /dev/fuse; {script}"
-    done = user.run("/bin/sh", "-c", script, PATH=SEARCH_PATH)
+    done = user.run("/bin/sh", "-c", script)
     assert done.stdout.splitlines() == ["welcome", user.name, "new"]

@@ -279,5 +279,23 @@ def test_a_script_without_an_interpreter_says_so(box: Lamina) -> None:
     assert_nothing_left(box)
 
 
+def test_root_of_a_user_namespace_runs_containers_too(box: Lamina, tmp_path: Path) -> None:
+    nested = Lamina(tmp_path / "store")
+    wrapper = ["unshare", "--user", "--map-root-user", "--mount"]
+    tar = tmp_path / "box.tar"
+    box("save", "-o", tar, "box")
+    for arguments in (["load", "-i", tar], ["run", "--rm", "--network", "host", "box"]):
+        done = subprocess.run(
+            [*wrapper, *nested.argv(*arguments)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == "it runs\n"
+    nested.close()
+
+
 def test_an_ordinary_search_path_is_enough() -> None:
     assert SEARCH_PATH.endswith(":/usr/sbin:/sbin")
