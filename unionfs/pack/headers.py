@@ -139,7 +139,7 @@ def parse_pax(data: bytes) -> dict[bytes, bytes]:
         space = data.find(b" ", at, at + 21)
         digits = data[at:space] if space > 0 else b""
         end = at + int(digits) if digits.isdigit() else 0
-        if not space < end <= len(data) or data[end - 1] != 0x0A:
+        if not 0 < space < end <= len(data) or data[end - 1] != 0x0A:
             raise LayerError("an extended header is malformed")
         key, separator, value = data[space + 1 : end - 1].partition(b"=")
         if not separator or not key:
@@ -207,7 +207,9 @@ def xattrs_of(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
         if key.startswith(b"LIBARCHIVE.xattr."):
             name = unquote_to_bytes(key.removeprefix(b"LIBARCHIVE.xattr."))
             try:
-                found.setdefault(name, base64.b64decode(value + b"=" * (-len(value) % 4)))
+                found.setdefault(
+                    name, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+                )
             except (binascii.Error, ValueError):
                 raise LayerError(f"the xattr {display(name)} is not base64") from None
     for key, value in records.items():

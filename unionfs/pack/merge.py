@@ -160,9 +160,9 @@ class _Union:
         self._complete = complete
         self.contents = _Contents(packs)
         self.unresolved = 0
-        self.root = self._root(len(packs))
         self._resolved: dict[Part, Part] = {}
         self._linked: set[Part] = set()
+        self.root = self._root(len(packs))
         for position, pack in enumerate(packs):
             if pack.unresolved:
                 self._resolve_all(position)
@@ -189,7 +189,7 @@ class _Union:
         """The one part of a file that may have several names."""
         if file.kind == stat.S_IFDIR:
             return None
-        part = self._resolved.get(file.parts[0], file.parts[0])
+        part = file.parts[0]
         if part in self._linked:
             return part
         position, row = part
@@ -197,7 +197,7 @@ class _Union:
 
     def describe(self, file: _File, tables: Tables) -> Inode:
         """The row of a file."""
-        position, row = self._resolved.get(file.parts[0], file.parts[0])
+        position, row = file.parts[0]
         pack = self._packs[position]
         inode = pack.inode(row)
         if file.kind == stat.S_IFDIR:
@@ -247,11 +247,19 @@ class _Union:
             if kind != stat.S_IFDIR:
                 if parts:
                     return _File(tuple(parts), stat.S_IFDIR, True)
-                return _File((part,), kind, True) if kind else None
+                return self._file(kind, part) if kind else None
             parts.append(part)
             if self._packs[part[0]].inode(part[1]).flags & OPAQUE:
                 return _File(tuple(parts), stat.S_IFDIR, True)
         return _File(tuple(parts), stat.S_IFDIR, False)
+
+    def _file(self, kind: int, part: Part) -> _File:
+        """What is no directory; a hardlink into a lower pack is the file it leads to."""
+        found = self._resolved.get(part)
+        if found is None:
+            return _File((part,), kind, True)
+        position, row = found
+        return _File((found,), stat.S_IFMT(self._packs[position].inode(row).mode), True)
 
     def _names_of(self, part: Part, rank: int) -> Iterator[tuple[bytes, int, int, Part]]:
         position, directory = part
@@ -277,9 +285,8 @@ class _Union:
             target = pack.target(row)
             found, hidden = self._find(position, target.split(b"/"))
             if found is not None:
-                part = self._resolved.get(found, found)
-                self._resolved[position, row] = part
-                self._linked.add(part)
+                self._resolved[position, row] = found
+                self._linked.add(found)
             elif hidden or self._complete:
                 raise self._leads_nowhere(pack, row, target)
 

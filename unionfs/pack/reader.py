@@ -44,6 +44,7 @@ from .format import (
     decode_xattrs,
 )
 
+_OFFSET_MAX = 1 << 62
 _FORBIDDEN_NAMES = (b"", b".", b"..")
 
 
@@ -210,8 +211,8 @@ class Pack:
                 child = self.inode(row)
                 if child.parent != directory or child.name != number:
                     self.fail(f"directory {row} has a second name in directory {directory}")
-            elif row >= self._inodes.count:
-                self.fail(f"a name in directory {directory} has no file")
+            if stat.S_IFMT(self.inode(row).mode) != kind:
+                self.fail(f"file {row} is not of the kind its name in directory {directory} says")
         return self.string(offset, length), kind, row
 
     def lookup(self, directory: int, name: bytes) -> tuple[int, int] | None:
@@ -309,6 +310,8 @@ class Pack:
         chunk = Chunk._make(self._row(self._chunks, row))
         if not 0 < chunk.plain <= CHUNK_SIZE or chunk.stored > CHUNK_SIZE:
             self.fail(f"chunk {row} has an impossible length")
+        if chunk.offset > _OFFSET_MAX:
+            self.fail(f"chunk {row} has an impossible place")
         return chunk
 
     def chunk_data(self, row: int, *, length: int | None = None, cached: bool = True) -> bytes:
@@ -407,6 +410,13 @@ class Pack:
             yield self.chunk_data(self.ref(ref), length=plain, cached=False)
 
     def check_metadata(self) -> None:
-        """Compare all metadata with its checksums, and the space before it with zeros."""
+        """Compare all metadata with its checksums; see that there is nothing before and behind."""
         if self._end > self._metadata:
             self._check(self._metadata, self._end - self._metadata)
+        end = HEADER_SIZE
+        for row in range(self._chunks.count):
+            chunk = self.chunk(row)
+            if self.role == LAYER and not chunk.source:
+                end = max(end, chunk.offset + chunk.stored)
+        if any(self._map[end : self._metadata]) or len(self._map) != self._end + len(self._sums):
+            self.fail("there are bytes that belong to nothing")

@@ -48,7 +48,7 @@ class Limits:
     xattrs: int = 1 << 20
     pax: int = 1 << 20
     tar: int = 1 << 42
-    content: int = 1 << 42
+    content: int = 1 << 40
 
 
 class Sparse(NamedTuple):
