@@ -7,22 +7,15 @@ followed, so a damaged or hostile pack ends in :class:`PackError` and nothing el
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
-import struct
-import zlib
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NoReturn
 
 from ..errors import PackError, display
 from .chunks import CACHE, unpack
 from .format import (
-    BLOCK_SIZE,
-    BYTE,
     CHUNK_ROW,
     CHUNK_SIZE,
     COMPLETE,
@@ -34,46 +27,19 @@ from .format import (
     RECIPE_ROW,
     REF_ROW,
     SOURCE_ROW,
-    SUM_ROW,
     UNRESOLVED,
     ZERO,
     Chunk,
-    Header,
     Inode,
-    decode_header,
     decode_xattrs,
 )
+from .mapped import MappedFile, Section, open_pack
 
 _OFFSET_MAX = 1 << 62
 _FORBIDDEN_NAMES = (b"", b".", b"..")
 
 
-def _open(path: Path) -> tuple[int, Header]:
-    """Open a pack and read its header; raises :class:`PackError` if it is none."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return fd, decode_header(os.pread(fd, HEADER_SIZE, 0), os.fstat(fd).st_size)
-    except PackError as error:
-        os.close(fd)
-        raise PackError(f"{display(path)} {error}") from error.__cause__
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-class _Section:
-    """Where the rows of one section are."""
-
-    __slots__ = ("count", "layout", "name", "offset")
-
-    def __init__(self, header: Header, name: str, layout: struct.Struct) -> None:
-        self.name = name
-        self.layout = layout
-        self.offset, length = header.sections[name]
-        self.count = length // layout.size
-
-
-class Pack:
+class Pack(MappedFile):
     """An open pack or merged index. It stays readable when its file is unlinked.
 
     Rows are numbered from 0; row 0 of the inodes is the root directory. Every method raises
@@ -82,14 +48,8 @@ class Pack:
 
     def __init__(self, path: Path) -> None:
         """Raises :class:`OSError` if ``path`` cannot be opened, :class:`PackError` for no pack."""
-        self.file = path
-        self._fd, self.header = _open(path)
         self._others: dict[int, int] = {}
-        try:
-            self._map = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
-        except BaseException:
-            os.close(self._fd)
-            raise
+        super().__init__(path)
         header = self.header
         self.role = header.role
         self.identity = header.identity
@@ -98,83 +58,19 @@ class Pack:
         self.content_size = header.content_size
         self.unresolved = header.unresolved
         self.is_complete = bool(header.flags & COMPLETE)
-        self._metadata = header.metadata
-        self._inodes = _Section(header, "inodes", INODE_ROW)
-        self._names = _Section(header, "names", NAME_ROW)
-        self._links = _Section(header, "links", LINK_ROW)
-        self._strings = _Section(header, "strings", BYTE)
-        self._refs = _Section(header, "refs", REF_ROW)
-        self._chunks = _Section(header, "chunks", CHUNK_ROW)
-        self._sources = _Section(header, "sources", SOURCE_ROW)
-        self._recipe = _Section(header, "recipe", RECIPE_ROW)
-        sums, length = header.sections["sums"]
-        self._end = sums
-        self._sums = self._map[sums : sums + length]
-        if zlib.crc32(self._sums) != header.sums_crc:
-            self.close()
-            self.fail("its checksums do not match theirs")
-        self._checked = bytearray(length // SUM_ROW.size)
-
-    def __enter__(self) -> Pack:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+        self._inodes = Section(header, "inodes", INODE_ROW)
+        self._names = Section(header, "names", NAME_ROW)
+        self._links = Section(header, "links", LINK_ROW)
+        self._refs = Section(header, "refs", REF_ROW)
+        self._chunks = Section(header, "chunks", CHUNK_ROW)
+        self._sources = Section(header, "sources", SOURCE_ROW)
+        self._recipe = Section(header, "recipe", RECIPE_ROW)
 
     def close(self) -> None:
         """Give up the map and all descriptors."""
-        if self._fd >= 0:
-            self._map.close()
-            os.close(self._fd)
-            self._fd = -1
+        super().close()
         while self._others:
             os.close(self._others.popitem()[1])
-
-    def fail(self, what: str) -> NoReturn:
-        """Raise the error that this file is damaged."""
-        raise PackError(f"{display(self.file)} is damaged: {what}")
-
-    # -- checked access ----------------------------------------------------------------------
-
-    def _check(self, offset: int, length: int) -> None:
-        """Compare the blocks of a range of the metadata with their checksums, once each."""
-        first = (offset - self._metadata) // BLOCK_SIZE
-        last = (offset + length - 1 - self._metadata) // BLOCK_SIZE
-        checked = self._checked
-        for block in range(first, last + 1):
-            if checked[block]:
-                continue
-            start = self._metadata + block * BLOCK_SIZE
-            data = self._map[start : min(start + BLOCK_SIZE, self._end)]
-            if zlib.crc32(data) != SUM_ROW.unpack_from(self._sums, block * SUM_ROW.size)[0]:
-                self.fail(f"the metadata at byte {start} does not match its checksum")
-            checked[block] = 1
-
-    def _row(self, section: _Section, row: int) -> tuple[Any, ...]:
-        if not 0 <= row < section.count:
-            self.fail(f"there is no row {row} in its {section.name}")
-        layout = section.layout
-        at = section.offset + row * layout.size
-        block = (at - self._metadata) // BLOCK_SIZE
-        last = (at + layout.size - 1 - self._metadata) // BLOCK_SIZE
-        if not self._checked[block] or not self._checked[last]:
-            self._check(at, layout.size)
-        return layout.unpack_from(self._map, at)
-
-    def string(self, offset: int, length: int) -> bytes:
-        """Bytes of the strings section."""
-        if not length:
-            return b""
-        if offset + length > self._strings.count:
-            self.fail("a string is not within its strings")
-        at = self._strings.offset + offset
-        self._check(at, length)
-        return self._map[at : at + length]
 
     # -- the tree ----------------------------------------------------------------------------
 
@@ -350,7 +246,7 @@ class Pack:
             return fd
         path = self._other_path(source)
         try:
-            fd, header = _open(path)
+            fd, header = open_pack(path)
         except FileNotFoundError:
             raise PackError(
                 f"{display(self.file)} needs the pack {display(path)}, which does not exist"
