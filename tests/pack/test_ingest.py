@@ -306,14 +306,20 @@ def test_limits_are_named(tmp_path: Path, limits: Limits, message: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    class Full:
-        def find(self, digest: bytes) -> Location | None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        ingest(io.BytesIO(archives.tar_of([file("a", b"x")])), tmp_path / "pack", Full())
+@pytest.mark.parametrize("size", [1, 3_000_000])
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, size: int) -> None:
+    (tmp_path / "pack").symlink_to("/dev/full")
+    tar = archives.tar_of([file("a", random.Random(8).randbytes(size))])
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        ingest(io.BytesIO(tar), tmp_path / "pack")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_there_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "pack").write_bytes(bytes(1 << 20))
+    ingest(io.BytesIO(bytes(1024)), tmp_path / "pack")
+    with Pack(tmp_path / "pack") as pack:
+        verify(pack)
 
 
 def test_the_same_archive_gives_the_same_pack(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def members(draw: st.DrawFn, dialect: int) -> tuple[tarfile.TarInfo, bytes]:
         member.linkname = draw(_paths)
     elif member.type == tarfile.CHRTYPE:
         member.devmajor = draw(st.integers(0, 4095))
-        member.devminor = draw(st.integers(0, 0o7777777))
+        member.devminor = draw(st.integers(0, 0xFFFFF))
     if dialect == tarfile.PAX_FORMAT:
         records = {f"SCHILY.xattr.{key}": value for key, value in draw(_xattrs).items()}
         if draw(st.booleans()):
@@ -270,6 +270,7 @@ def _header(
     block[156:157] = kind
     block[157 : 157 + len(fields.get("link", b""))] = fields.get("link", b"")
     block[257:265] = fields.get("magic", b"ustar\x0000")
+    block[329:337] = fields.get("major", b"0000000\0")
     block[345 : 345 + len(fields.get("prefix", b""))] = fields.get("prefix", b"")
     block[148:156] = b" " * 8
     total = sum(block)
@@ -382,6 +383,12 @@ def test_the_prefix_counts_only_in_ustar_headers(tmp_path: Path) -> None:
     assert sorted(_shown(tmp_path, tar)) == [b"", b"b", b"p", b"p/q", b"p/q/a"]
 
 
+def test_a_regular_file_with_a_link_name_is_a_regular_file(tmp_path: Path) -> None:
+    tar = _header(b"a", size=b"%011o\0" % 3, link=b"junk") + b"abc" + bytes(509) + END
+    assert (entry := _shown(tmp_path, tar)[b"a"]) is not None
+    assert (entry.kind, entry.content) == (stat.S_IFREG, b"abc")
+
+
 def test_a_volume_label_is_no_file(tmp_path: Path) -> None:
     assert sorted(_shown(tmp_path, _header(b"label", b"V") + _header(b"a") + END)) == [b"", b"a"]
 
@@ -405,6 +412,7 @@ def test_what_follows_the_end_is_kept_but_not_read(tmp_path: Path) -> None:
         (_header(b"a", size=b"\xff" * 12) + END, "negative"),
         (_header(b"a", size=b"0000000000z\0") + END, "size"),
         (_header(b"a", uid=b"\x81" + b"\0" * 7) + END, "uid"),
+        (_extended((b"path", b"a")) + _header(b"a", b"3", major=b"0010000\0") + END, "major"),
         (_header(b"a", b"Q") + END, "unknown type"),
         (_header(b"a", b"M") + END, "unknown type"),
         (_header(b"../a") + END, r"\.\."),

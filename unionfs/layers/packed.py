@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ..entry import Attributes, Entry, Handle
 from ..errors import PackError
-from ..pack.format import IMPLICIT, OPAQUE, UNRESOLVED
+from ..pack.format import IMPLICIT, MAJOR_MAX, MINOR_MAX, OPAQUE, UNRESOLVED, Inode
 from ..pack.reader import Pack
 from ..whiteouts import is_private_xattr
 
@@ -90,13 +90,18 @@ class PackedLayer:
             inode.nlink,
             inode.uid,
             inode.gid,
-            os.makedev(inode.major, inode.minor),
+            self._device(inode) if inode.major or inode.minor else 0,
             inode.size,
             -(-inode.size // _SECTOR) if stat.S_ISREG(inode.mode) else 0,
             mtime_ns,
             mtime_ns,
             mtime_ns,
         )
+
+    def _device(self, inode: Inode) -> int:
+        if inode.major > MAJOR_MAX or inode.minor > MINOR_MAX:
+            self.pack.fail(f"{inode.major}:{inode.minor} is no device")
+        return os.makedev(inode.major, inode.minor)
 
     def target(self, handle: Handle) -> bytes:
         """The target of a symlink."""

@@ -147,7 +147,8 @@ class Draft:
             mode = stat.S_IFLNK | 0o777
         node = Node(mode, header, xattrs)
         node.content = content
-        node.target = header.link
+        if header.type == b"2":  # others may have something in the field all the same
+            node.target = header.link
         node.major = header.major
         node.minor = header.minor
         self._put(names, node)

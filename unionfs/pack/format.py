@@ -25,6 +25,10 @@ ALIGNMENT = 64
 NO_ROW = 0xFFFFFFFF
 """Stands for "no row" wherever a row number is expected."""
 
+MAJOR_MAX = 0xFFF
+MINOR_MAX = 0xFFFFF
+"""Device numbers of Linux (12 and 20 bits)."""
+
 LAYER = 1
 MERGED = 2
 

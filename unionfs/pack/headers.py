@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from ..errors import LayerError, display
+from .format import MAJOR_MAX, MINOR_MAX
 
 BLOCK = 512
 _FIELDS = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12s")
@@ -67,14 +68,14 @@ def parse_header(block: bytes) -> Header:
     return Header(
         name=name,
         mode=number(mode, "mode") & 0o7777,
-        uid=_owner(uid, "uid"),
-        gid=_owner(gid, "gid"),
+        uid=_fits(number(uid, "uid"), "uid"),
+        gid=_fits(number(gid, "gid"), "gid"),
         size=0 if kind in HEADER_ONLY else _natural(size, "size"),
         mtime=(_seconds(number(mtime, "mtime")), 0),
         type=kind,
         link=_text(link),
-        major=_owner(major, "major") if is_device else 0,
-        minor=_owner(minor, "minor") if is_device else 0,
+        major=_fits(number(major, "major"), "major number", MAJOR_MAX) if is_device else 0,
+        minor=_fits(number(minor, "minor"), "minor number", MINOR_MAX) if is_device else 0,
     )
 
 
@@ -115,12 +116,8 @@ def _natural(field: bytes, what: str) -> int:
     return value
 
 
-def _owner(field: bytes, what: str) -> int:
-    return _fits(number(field, what), what)
-
-
-def _fits(value: int, what: str) -> int:
-    if not 0 <= value <= 0xFFFFFFFF:
+def _fits(value: int, what: str, limit: int = 0xFFFFFFFF) -> int:
+    if not 0 <= value <= limit:
         raise LayerError(f"the {what} {value} is out of range")
     return value
 
