@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
@@ -291,11 +290,12 @@ def remove(store: Store, container: Container, search_path: str) -> None:
 
 def _end_leftover_mount(rootfs: Path) -> None:
     """Unmount what the killed supervisor of an ordinary user could not take with it."""
-    try:
-        mounted = os.path.ismount(rootfs)
-    except OSError as error:
-        mounted = error.errno in (errno.ENOTCONN, errno.EACCES, errno.EPERM)
-    if mounted:
+    # Not os.path.ismount(), which does not see a mount whose daemon is dead.
+    shown = os.fsencode(rootfs).replace(b"\\", rb"\134")
+    for char, escape in ((b" ", rb"\040"), (b"\t", rb"\011"), (b"\n", rb"\012")):
+        shown = shown.replace(char, escape)
+    mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    if any(line.split(b" ")[4] == shown for line in mounts):
         mounting.unmount(os.fsencode(rootfs), lazy=True)
 
 
