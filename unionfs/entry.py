@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 WHITEOUT = 0
@@ -27,8 +26,14 @@ class Entry(NamedTuple):
     handle: Handle
 
 
-@dataclass(slots=True, frozen=True)
-class Attributes:
+class Owner(NamedTuple):
+    """Who a new file belongs to."""
+
+    uid: int
+    gid: int
+
+
+class Attributes(NamedTuple):
     """The attributes of one file in one layer. Times are nanoseconds since the epoch, sizes bytes.
 
     ``space`` and ``number`` identify the file: two names are the same file exactly when both are

@@ -30,6 +30,11 @@ class Content(Protocol):
 class Layer(Protocol):
     """A read-only tree of names. Nothing here follows a symlink or leaves the layer."""
 
+    @property
+    def path(self) -> bytes:
+        """The directory or file on the host that holds the layer."""
+        ...
+
     def root(self) -> Handle:
         """The layer's root directory."""
         ...

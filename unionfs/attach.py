@@ -1,0 +1,235 @@
+"""Putting a FUSE filesystem into the mount table, and taking it out again.
+
+With CAP_SYS_ADMIN in its user namespace a process mounts by itself, so that ``allow_other`` and
+devices are its own to decide; an ordinary user goes through the setuid program fusermount3, which
+also ends the mount when the daemon dies.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import logging
+import os
+import re
+import socket
+import subprocess
+from dataclasses import dataclass
+
+from . import syscalls
+from .errors import MountError, display
+from .tree import IdMap
+
+log = logging.getLogger(__name__)
+
+FILESYSTEM = "fuse.lamina"
+DEVICE = "/dev/fuse"
+
+FLAGS = {
+    "ro": (syscalls.MS_RDONLY, True),
+    "rw": (syscalls.MS_RDONLY, False),
+    "nosuid": (syscalls.MS_NOSUID, True),
+    "suid": (syscalls.MS_NOSUID, False),
+    "nodev": (syscalls.MS_NODEV, True),
+    "dev": (syscalls.MS_NODEV, False),
+    "noexec": (syscalls.MS_NOEXEC, True),
+    "exec": (syscalls.MS_NOEXEC, False),
+    "noatime": (syscalls.MS_NOATIME, True),
+    "atime": (syscalls.MS_NOATIME, False),
+    "nodiratime": (syscalls.MS_NODIRATIME, True),
+    "diratime": (syscalls.MS_NODIRATIME, False),
+    "sync": (syscalls.MS_SYNCHRONOUS, True),
+    "async": (syscalls.MS_SYNCHRONOUS, False),
+    "dirsync": (syscalls.MS_DIRSYNC, True),
+}
+"""The generic mount flags (mount(8)): the bit of each, and whether the name sets or clears it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountOptions:
+    """What to mount where.
+
+    ``lowers`` are topmost first, each a directory or the file of a pack or merged index; ``upper``
+    and ``work`` come together, without them the mount is read-only. ``uid_map`` and ``gid_map``
+    say how owners of lower files are shown. ``flags`` are names of :data:`FLAGS`, the last of
+    a pair deciding; ``noatime`` is the default.
+    """
+
+    lowers: tuple[bytes, ...]
+    upper: bytes | None
+    work: bytes | None
+    mountpoint: bytes
+    fsname: str = "lamina"
+    read_only: bool = False
+    allow_other: bool = False
+    default_permissions: bool = True
+    uid_map: IdMap = ()
+    gid_map: IdMap = ()
+    flags: tuple[str, ...] = ()
+
+
+def may_mount_directly() -> bool:
+    """Whether this process can mount by itself, without fusermount3."""
+    if not syscalls.has_capability(syscalls.CAP_SYS_ADMIN):
+        return False
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def attach(options: MountOptions) -> tuple[int, socket.socket | None]:
+    """Mount; returns the descriptor of the session, and fusermount3's channel if it was needed.
+
+    The mount of the helper lasts as long as the channel is open. Raises :class:`MountError`.
+    """
+    if syscalls.has_capability(syscalls.CAP_SYS_ADMIN):
+        try:
+            return _mount_directly(options), None
+        except PermissionError:
+            log.debug("mounting directly is not permitted; trying fusermount3")
+    return _mount_by_helper(options)
+
+
+def _is_read_only(options: MountOptions) -> bool:
+    return options.read_only or options.upper is None
+
+
+def _mount_directly(options: MountOptions) -> int:
+    try:
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise _no_device() from None
+    flags = syscalls.MS_NOATIME
+    for name in options.flags:
+        bit, on = FLAGS[name]
+        flags = flags | bit if on else flags & ~bit
+    if _is_read_only(options):
+        flags |= syscalls.MS_RDONLY
+    data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
+    for wanted, word in (
+        (options.default_permissions, "default_permissions"),
+        (options.allow_other, "allow_other"),
+    ):
+        if wanted:
+            data += "," + word
+    try:
+        syscalls.mount(
+            os.fsencode(options.fsname), options.mountpoint, os.fsencode(FILESYSTEM), flags,
+            data.encode(),
+        )  # fmt: skip
+    except PermissionError:
+        os.close(fd)
+        raise
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.ENODEV:
+            raise _no_device() from None
+        raise MountError(f"mounting at {display(options.mountpoint)}: {error.strerror}") from None
+    return fd
+
+
+def _no_device() -> MountError:
+    return MountError(f"this kernel offers no FUSE ({DEVICE}): load its module with modprobe fuse")
+
+
+def _mount_by_helper(options: MountOptions) -> tuple[int, socket.socket]:
+    """Have fusermount3 mount, and receive the session's descriptor (libfuse, util/fusermount.c)."""
+    words = ["auto_unmount", f"fsname={_escape(options.fsname)}", "subtype=lamina"]
+    words += [name for name in options.flags if name not in ("dev", "suid")]
+    words += ["ro"] if _is_read_only(options) else []
+    words += ["default_permissions"] if options.default_permissions else []
+    words += ["allow_other"] if options.allow_other else []
+    ours, theirs = socket.socketpair()
+    command = ["fusermount3", "-o", ",".join(words), "--", os.fsdecode(options.mountpoint)]
+    with theirs:
+        try:
+            helper = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                env={"PATH": os.defpath, "_FUSE_COMMFD": str(theirs.fileno())},
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        except FileNotFoundError:
+            raise MountError(
+                "an ordinary user needs fusermount3 to mount: install the package fuse3"
+            ) from None
+    fd = _receive_descriptor(ours)
+    if fd is None:
+        assert helper.stderr is not None
+        said = helper.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        helper.wait()
+        raise MountError(said[-1] if said else "fusermount3 failed and said nothing")
+    return fd, ours
+
+
+def _escape(word: str) -> str:
+    """A word for fusermount3's comma-separated options."""
+    return word.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _receive_descriptor(channel: socket.socket) -> int | None:
+    size = array.array("i").itemsize
+    _, ancillary, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(size))
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds = array.array("i")
+            fds.frombytes(data[:size])
+            os.set_inheritable(fds[0], False)
+            return fds[0]
+    return None
+
+
+def unmount(mountpoint: bytes, *, lazy: bool = False) -> None:
+    """End a lamina mount. ``lazy`` detaches it at once, though files in it are open.
+
+    Raises :class:`MountError` if there is none or it is busy.
+    """
+    kind = filesystem_at(mountpoint)
+    if kind != FILESYSTEM:
+        raise MountError(f"{display(mountpoint)} is not a lamina mount")
+    flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
+    try:
+        syscalls.umount(mountpoint, flags)
+    except PermissionError:
+        _unmount_by_helper(mountpoint, lazy=lazy)
+    except OSError as error:
+        reason = "it is busy: a process has a file or its working directory there"
+        raise MountError(
+            f"cannot unmount {display(mountpoint)}: "
+            + (reason if error.errno == errno.EBUSY else str(error.strerror))
+        ) from None
+
+
+def _unmount_by_helper(mountpoint: bytes, *, lazy: bool) -> None:
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", os.fsdecode(mountpoint)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise MountError(
+            "an ordinary user needs fusermount3 to unmount: install the package fuse3"
+        ) from None
+    if done.returncode:
+        raise MountError(done.stderr.decode("utf-8", "replace").strip())
+
+
+def _unescape(field: bytes) -> bytes:
+    """A path of /proc/self/mountinfo, where blanks and backslashes are octal (proc(5))."""
+    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+
+
+def filesystem_at(mountpoint: bytes) -> str | None:
+    """The type of the filesystem mounted on top at this very path; None for no mountpoint."""
+    path = os.path.join(
+        os.path.realpath(os.path.dirname(os.path.abspath(mountpoint))),
+        os.path.basename(os.path.abspath(mountpoint)),
+    )
+    found = None
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        for line in mounts:
+            fields, _, tail = line.partition(b" - ")
+            if _unescape(fields.split()[4]) == path:
+                found = os.fsdecode(tail.split()[0])
+    return found

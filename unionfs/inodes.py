@@ -1,0 +1,42 @@
+"""Inode numbers that stay the same: across lookups, copy-up, rename and remount.
+
+A number is made of the file's own number in its layer and of the *space* that number comes from:
+one space for all packs of a mount (row numbers of the index), one for each filesystem that holds
+directories. With a single space numbers are shown as they are, as kernel overlayfs does where all
+layers are on one filesystem; with several, the space is put in the upper 16 bits, as overlayfs does
+with ``xino=on`` (Documentation/filesystems/overlayfs.rst, "Inode properties").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ROOT = 1
+"""The number of the mount's root, fixed by the FUSE protocol."""
+
+_LOCAL_BITS = 48
+_SPARE = 0xFFFF << _LOCAL_BITS
+
+
+class Numbers:
+    """Gives files their numbers. Pure bookkeeping, no I/O."""
+
+    def __init__(self, spaces: Iterable[int]) -> None:
+        """``spaces`` are those of the layers, bottom first: the order fixes the numbers."""
+        self._spaces: dict[int, int] = {}
+        self._spare = _SPARE
+        for space in spaces:
+            self._spaces.setdefault(space, len(self._spaces))
+
+    def number(self, space: int, local: int) -> int:
+        """The number of file ``local`` of ``space``: the same at every mount of these layers."""
+        index = self._spaces.setdefault(space, len(self._spaces))
+        number = index << _LOCAL_BITS | local
+        if local >> _LOCAL_BITS or number <= ROOT:
+            return self.spare()
+        return number
+
+    def spare(self) -> int:
+        """A number for a file that cannot have its own, good until the unmount."""
+        self._spare += 1
+        return self._spare

@@ -1,0 +1,226 @@
+"""From options to a served mount: checking, building the union, foreground or background, the end.
+
+The mount is made by :mod:`unionfs.attach`; the daemon gets a descriptor of ``/dev/fuse`` from it
+and hands it to libfuse as ``/dev/fd/N``.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from . import syscalls
+from .attach import (
+    FILESYSTEM,
+    FLAGS,
+    MountOptions,
+    attach,
+    filesystem_at,
+    may_mount_directly,
+    unmount,
+)
+from .changes import WritableTree
+from .errors import MountError, UnionError, display
+from .layers import Layer
+from .layers.directory import DirectoryLayer
+from .layers.packed import PackedLayer
+from .layers.upper import Upper
+from .pack import Pack
+
+__all__ = ["MountOptions", "check", "may_mount_directly", "serve", "start", "unmount"]
+
+log = logging.getLogger(__name__)
+
+PACK_SPACE = 0
+"""The space of inode numbers of packs. No filesystem has device number 0."""
+
+_READY = b"ready"
+
+
+def start(options: MountOptions, log_file: Path | None = None) -> int:
+    """Mount, and serve from a daemon in the background; returns its process id.
+
+    Returns once the mount answers. The daemon logs to ``log_file``, or nowhere. Raises
+    :class:`MountError` with what the daemon said if it could not start; nothing is then mounted.
+    """
+    check(options)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _become_daemon(options, writer, log_file)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        said = pipe.read()
+    if said != _READY:
+        os.waitpid(child, 0)
+        raise MountError(said.decode("utf-8", "replace") or "the mount daemon died while starting")
+    try:
+        os.stat(options.mountpoint)  # is answered by the daemon
+    except OSError as error:
+        raise MountError(
+            f"the mount at {display(options.mountpoint)} does not answer: {error.strerror}"
+        ) from error
+    return child
+
+
+def serve(options: MountOptions, ready: Callable[[], None] | None = None) -> None:
+    """Mount and serve in this process until the mount ends or a signal asks to end it.
+
+    ``ready`` is called when the mount is about to answer. Raises :class:`MountError`,
+    :class:`UnionError` and :class:`OSError` before anything is mounted, never after.
+    """
+    check(options)
+    syscalls.raise_descriptor_limit()
+    os.umask(0)
+    tree = _build_tree(options)
+    try:
+        # here, where it is needed: importing pyfuse3 takes longer than everything before
+        from .operations import UnionOperations  # noqa: PLC0415
+        from .session import run  # noqa: PLC0415
+
+        operations = UnionOperations(tree)
+        fd, channel = attach(options)
+        gc.collect()
+        gc.freeze()
+        try:
+            run(operations, fd, ready or (lambda: None))
+        finally:
+            _finish(options.mountpoint, channel)
+    finally:
+        tree.close()
+
+
+def _finish(mountpoint: bytes, channel: socket.socket | None) -> None:
+    """Take the mount away if it is still there; fusermount3 does so when its channel closes."""
+    if channel is not None:
+        channel.close()
+        return
+    try:
+        syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            log.warning("unmounting %s: %s", display(mountpoint), error.strerror)
+
+
+def _become_daemon(options: MountOptions, writer: int, log_file: Path | None) -> NoReturn:
+    """The child's whole life: serve, report through the pipe how starting went, and exit."""
+    status = 1
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _detach(writer, log_file)
+
+        def ready() -> None:
+            os.write(writer, _READY)
+            os.close(writer)
+
+        serve(options, ready)
+        status = 0
+    except (UnionError, OSError) as error:
+        os.write(writer, describe(error).encode())
+    except BaseException:
+        log.exception("the mount daemon ends")
+        raise
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _detach(writer: int, log_file: Path | None) -> None:
+    """Let go of the starter's descriptors, its locks with them, and of its terminal."""
+    null = os.open(os.devnull, os.O_RDWR)
+    target = null
+    if log_file is not None:
+        target = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for fd, source in ((0, null), (1, target), (2, target)):
+        os.dup2(source, fd)
+    os.closerange(3, writer)
+    os.closerange(writer + 1, (1 << 31) - 1)
+    root = logging.getLogger()
+    root.handlers = [logging.StreamHandler(open(2, "w", closefd=False))]  # noqa: SIM115
+    root.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line for a user."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{display(error.filename)}: {error.strerror}"
+    return str(error)
+
+
+# -- checking and building ---------------------------------------------------------------------
+
+
+def check(options: MountOptions) -> None:
+    """Find what is wrong with the options while the user is still there to be told."""
+    if not options.lowers:
+        raise MountError("no lower layer: say lowerdir=DIR[:DIR...]")
+    if (options.upper is None) != (options.work is None):
+        given, missing = (
+            ("upperdir", "workdir") if options.work is None else ("workdir", "upperdir")
+        )
+        raise MountError(f"{given} without {missing}: a writable mount needs both")
+    for name in options.flags:
+        if name not in FLAGS:
+            raise MountError(f"unknown mount option: {name}")
+    for name, path in (("upperdir", options.upper), ("workdir", options.work)):
+        if path is not None:
+            _expect_directory(name, path)
+    for path in options.lowers:
+        if not os.path.isfile(path):
+            _expect_directory("lowerdir", path)
+    _expect_directory("mountpoint", options.mountpoint)
+    if filesystem_at(options.mountpoint) == FILESYSTEM:
+        raise MountError(
+            f"{display(options.mountpoint)} is already a lamina mount; unmount it first"
+        )
+
+
+def _expect_directory(name: str, path: bytes) -> None:
+    try:
+        info = os.stat(path)
+    except FileNotFoundError:
+        raise MountError(f"{name} {display(path)} does not exist; create it first") from None
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise MountError(
+                f"{name} {display(path)} holds a mount whose daemon died; unmount it first"
+            ) from None
+        raise MountError(f"{name} {display(path)}: {error.strerror}") from None
+    if not stat.S_ISDIR(info.st_mode):
+        raise MountError(f"{name} {display(path)} is not a directory")
+
+
+def _build_tree(options: MountOptions) -> WritableTree:
+    """Open the layers and join them. What was opened is closed again if one of them is bad."""
+    layers: list[Layer] = []
+    try:
+        rows = 0
+        for path in reversed(options.lowers):  # numbers are given from the bottom up
+            layer: Layer
+            if os.path.isdir(path):
+                layer = DirectoryLayer(path)
+            else:
+                pack = Pack(Path(os.fsdecode(path)))
+                layer = PackedLayer(pack, PACK_SPACE, rows)
+                rows += pack.inode_count
+            layers.insert(0, layer)
+        upper = None
+        if options.upper is not None and options.work is not None:
+            upper = Upper(options.upper, options.work)
+        return WritableTree(layers, upper, uid_map=options.uid_map, gid_map=options.gid_map)
+    except BaseException:
+        for layer in layers:
+            layer.close()
+        raise
