@@ -64,13 +64,15 @@ class WritableTree(Tree):
         if not node.is_directory:
             self._close_content(node)
             node.parts = ()
-            self._join_links(node, found.nlink, layer, handle)
+            if node.names:
+                self._join_links(node, found.nlink, layer, handle)
 
     def _keep_nameless(self, node: Node, staged: bytes) -> None:
         """A file that is open but has no name any more goes on without one in the upper."""
         upper = self.writable()
         node.pin = os.open(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd)
         upper.discard(staged)
+        node.extra = 0
 
     def _join_links(self, node: Node, links: int, layer: object, handle: object) -> None:
         """Keep the names of a hardlinked file together after its copy-up.
@@ -480,7 +482,16 @@ class WritableTree(Tree):
         os.chown(spot.name, uid, gid, dir_fd=spot.dir_fd, follow_symlinks=spot.follow)
 
     def utimens(self, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
-        """Change times, nanoseconds since the epoch; None leaves one as it is."""
+        """Change times, nanoseconds since the epoch; None leaves one as it is.
+
+        With the writeback cache the kernel repeats a file's own times to it after an unlink or a
+        rename; that is no reason to copy it up.
+        """
+        self.writable()
+        if not node.upper:
+            found = self._lower_attributes(node)
+            if atime_ns in (None, found.atime_ns) and mtime_ns in (None, found.mtime_ns):
+                return
         self.copy_up(node)
         spot = self.spot(node)
         if atime_ns is None or mtime_ns is None:

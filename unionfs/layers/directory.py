@@ -205,7 +205,8 @@ class DirectoryLayer:
 
     def target(self, handle: Handle) -> bytes:
         """The target of a symlink."""
-        return os.readlink(handle.name, dir_fd=self.fd(handle.parent))
+        target: bytes = os.readlink(handle.name, dir_fd=self.fd(handle.parent))
+        return target
 
     def xattrs(self, handle: Handle) -> dict[bytes, bytes]:
         """The xattrs of a file without a union's bookkeeping."""
