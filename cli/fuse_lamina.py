@@ -1,4 +1,4 @@
-"""``fuse-lamina``: mount directories as a union, with the options of fuse-overlayfs and mount(8)."""
+"""``fuse-lamina``: mount layers as a union, with the options of fuse-overlayfs and mount(8)."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def _no_device() -> MountError:
 def _mount_by_helper(options: MountOptions) -> tuple[int, socket.socket]:
     """Have fusermount3 mount, and receive the session's descriptor (libfuse, util/fusermount.c)."""
     words = ["auto_unmount", f"fsname={_escape(options.fsname)}", "subtype=lamina"]
-    words += [name for name in options.flags if name not in ("dev", "suid")]
+    words += ["noatime", *(name for name in options.flags if name not in ("dev", "suid"))]
     words += ["ro"] if _is_read_only(options) else []
     words += ["default_permissions"] if options.default_permissions else []
     words += ["allow_other"] if options.allow_other else []
