@@ -140,10 +140,26 @@ if [ ${#wanted[@]} -gt 0 ]; then
     [ ${#missing[@]} -eq 0 ] || say "tests that compare with these will be skipped: ${missing[*]}"
 fi
 
-if [ "$purpose" != lint ] && [ ! -e /dev/fuse ]; then
-    hint="there is no /dev/fuse: load the module (modprobe fuse), or give the container this machine is (--device /dev/fuse)"
-    [ "$purpose" = test ] || die "$hint"
-    say "$hint; tests that mount are skipped"
+# Says what is wrong with /dev/fuse, if anything.
+look_for_fuse() {
+    if [ ! -e /dev/fuse ]; then
+        echo "there is no /dev/fuse: load the module (modprobe fuse), or give it to the container this machine is (--device /dev/fuse)"
+    elif [ ! -r /dev/fuse ] || [ ! -w /dev/fuse ]; then
+        # fusermount3 is no way round: it opens the device as the user who calls it.
+        echo "only root may open /dev/fuse; where udev runs, everybody may: sudo chmod 0666 /dev/fuse"
+    fi
+}
+
+if [ "$purpose" != lint ]; then
+    if [ -e /dev/fuse ] && [ -n "$(look_for_fuse)" ] && as_root chmod 0666 /dev/fuse 2>/dev/null; then
+        say "let everybody open /dev/fuse, as udev does elsewhere (chmod 0666, until the next boot)"
+    fi
+    trouble=$(look_for_fuse)
+    if [ -n "$trouble" ]; then
+        [ "$purpose" = test ] || die "$trouble"
+        say "$trouble"
+        say "tests that mount are skipped"
+    fi
 fi
 
 # --- the virtual environment ----------------------------------------------------------------------
