@@ -29,7 +29,11 @@ clean_up() {
         [ -z "$containers" ] || lamina --root "$store" rm -f $containers >/dev/null || true
     done
     rm -rf "$place" || printf '%sleft behind: %s%s\n' "$red" "$place" "$plain" >&2
-    [ "$status" -eq 0 ] || printf '\n%sThe demo failed.%s\n' "$red$bold" "$plain" >&2
+    case $status in
+    0) ;;
+    130 | 143) printf '\nInterrupted; nothing is left behind.\n' >&2 ;;
+    *) printf '\n%sThe demo failed.%s\n' "$red$bold" "$plain" >&2 ;;
+    esac
     exit "$status"
 }
 trap clean_up EXIT
@@ -105,10 +109,8 @@ holds 'the store has one image, demo/busybox:latest' has_line "$output" '^demo/b
 
 step 'A container writes a page and deletes a file of its image'
 page='<h1>Served from a layer</h1>'
-type_ "lamina --root first run --name b1 demo/busybox sh -c '
-    mkdir -p /data/html
-    echo \"$page\" > /data/html/index.html
-    rm /etc/motd'"
+type_ "lamina --root first run --name b1 demo/busybox \\
+    sh -c 'mkdir -p /data/html && echo \"$page\" > /data/html/index.html && rm /etc/motd'"
 type_ 'lamina --root first run --rm demo/busybox cat /etc/motd'
 is 'the image is as it was' "$(cat rootfs/etc/motd)" "$output"
 type_ 'lamina --root first ps -a'
