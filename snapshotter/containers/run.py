@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from unionfs import mounting
+from unionfs.errors import MountError
 
 from ..errors import Conflict, NoSuchContainer
 from ..store import Container, ContainerConfig, Image, Store
@@ -46,8 +47,8 @@ class Route:
     """How this process may mount.
 
     ``mapping`` is the user namespace to do it in, None for a privileged process. ``outside``: the
-    union is mounted before that namespace is entered, by the setuid fusermount3, because only
-    that may open /dev/fuse.
+    union is mounted before that namespace is entered, by the program fusermount3, because this
+    process may not open /dev/fuse.
     """
 
     mapping: Mapping | None
@@ -153,16 +154,27 @@ class _Keeper:
         """Run the container, and leave nothing mounted or locked behind."""
         self._rootfs.mkdir()
         union = self._union(lowers)
-        if self._route.outside:
-            mounting.start(union, self._made.directory / "mount.log")
-        # Not before: a daemon started here would hold the lock for as long as it lives.
         lock = self._store.hold_container(self._made)
         try:
-            return self._supervise(self._plan(union, streams), on_start)
-        finally:
-            if self._route.outside:
+            if not self._route.outside:
+                return self._supervise(self._plan(union, streams), on_start)
+            self._mount_outside(union)
+            try:
+                return self._supervise(self._plan(None, streams), on_start)
+            finally:
                 mounting.unmount(os.fsencode(self._rootfs))
+        finally:
             os.close(lock)
+
+    def _mount_outside(self, union: mounting.MountOptions) -> None:
+        try:
+            mounting.start(union, self._made.directory / "mount.log")
+        except MountError as error:
+            # The usual fusermount3 opens the device with the rights of the user who calls it, so
+            # only another one, such as a proxy into the host, can have succeeded.
+            raise ContainerError(
+                f"{error}; ordinary users need a /dev/fuse that they may open (mode 0666)"
+            ) from error
 
     def _union(self, lowers: tuple[bytes, ...]) -> mounting.MountOptions:
         outside = self._route.outside
@@ -177,13 +189,13 @@ class _Keeper:
             flags=("noatime",),
         )
 
-    def _plan(self, union: mounting.MountOptions, streams: Streams) -> Plan:
+    def _plan(self, union: mounting.MountOptions | None, streams: Streams) -> Plan:
         return Plan(
             identity=self._made.id,
             config=self._made.config,
             directory=self._made.directory,
             rootfs=self._rootfs,
-            union=None if self._route.outside else union,
+            union=union,
             mapping=self._route.mapping,
             runtime_cache=self._store.root / _RUNTIME_CACHE,
             search_path=self._search_path,

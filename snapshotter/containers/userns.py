@@ -124,8 +124,8 @@ def enter(mapping: Mapping, search_path: str) -> None:
             "user.max_user_namespaces, kernel.unprivileged_userns_clone)"
         ) from error
     if helper is not None:
+        # The groups stay: one of them may be what allows this user to open /dev/fuse.
         helper.write_maps(pid)
-        os.setgroups([])
     else:
         _write_single(mapping)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,20 @@ pytestmark = [
 AS_USER = Path(__file__).with_name("as_user.py")
 TOOLS = ("cat", "grep", "ls", "mkdir", "rm", "seq", "sleep", "stat")
 WAYS = {
-    "subordinate ids": ("open", True),
-    "one id": ("open", False),
-    "fusermount3": ("closed", True),
+    "subordinate ids": (["-m", "cli.main"], True),
+    "one id": (["-m", "cli.main"], False),
+    # As if this process could not open /dev/fuse, and a fusermount3 could.
+    "fusermount3": (
+        [
+            "-c",
+            "import sys\n"
+            "from snapshotter.containers import run, userns\n"
+            "run.choose_route = lambda path: run.Route(userns.single_mapping(), outside=True)\n"
+            "from cli.main import main\n"
+            "main()",
+        ],
+        True,
+    ),
 }
 
 
@@ -39,8 +51,9 @@ class Ordinary:
 
     name: str
     home: Path
-    fuse: str
+    program: list[str]
     path: str
+    fuse: str = "open"
 
     def run(
         self, *argv: str | Path, check: bool = True, **environ: str
@@ -62,7 +75,11 @@ class Ordinary:
         self, *arguments: str | Path, check: bool = True, **environ: str
     ) -> subprocess.CompletedProcess[str]:
         """Run lamina with the user's own store."""
-        return self.run(sys.executable, "-m", "cli.main", *arguments, check=check, **environ)
+        return self.run(sys.executable, *self.program, *arguments, check=check, **environ)
+
+    def lamina(self) -> str:
+        """How a shell script calls it."""
+        return shlex.join([sys.executable, *self.program])
 
     @property
     def root(self) -> Path:
@@ -100,14 +117,14 @@ def user(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Ordinary]:
     """The user by one of the ways, with the image ``box`` in their store."""
-    fuse, with_subordinate = WAYS[request.param]
+    program_, with_subordinate = WAYS[request.param]
     home = Path(pwd.getpwnam(account).pw_dir)
-    tools = home / f"bin-{fuse}-{with_subordinate}"
+    tools = home / f"bin-{request.param.replace(' ', '-')}"
     tools.mkdir()
     for name in ("runc", "crun", "fusermount3", *TOOLS):
         if found := program(name):
             (tools / name).symlink_to(found)
-    ordinary = Ordinary(account, home, fuse, SEARCH_PATH if with_subordinate else str(tools))
+    ordinary = Ordinary(account, home, program_, SEARCH_PATH if with_subordinate else str(tools))
     tar = home / "box.tar"
     shutil.copy(busybox_tar, tar)
     ordinary("import", tar, "box")
@@ -126,13 +143,12 @@ def nothing_left(user: Ordinary) -> Iterator[None]:
     while left := user.processes():
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-    assert user("ps", "-aq").stdout == ""
     assert not list((user.root / "containers").iterdir())
 
 
 def has_users(user: Ordinary) -> bool:
     """Whether containers have other users than root."""
-    return user.fuse == "open" and user.path == SEARCH_PATH
+    return user.program[0] == "-m" and user.path == SEARCH_PATH
 
 
 def test_root_of_the_container_is_the_user(user: Ordinary) -> None:
@@ -187,7 +203,7 @@ def test_what_no_longer_allows_its_removal_is_removed(user: Ordinary) -> None:
 
 
 def test_a_killed_lamina_takes_its_container_along(user: Ordinary) -> None:
-    lamina = f"{sys.executable} -m cli.main"
+    lamina = user.lamina()
     script = f"""
         {lamina} run --name doomed box sh -c 'echo ready; trap "" TERM; sleep 100' > ~/out &
         pid=$!
@@ -203,7 +219,7 @@ def test_a_killed_lamina_takes_its_container_along(user: Ordinary) -> None:
 
 
 def test_a_running_container_is_killed_by_its_owner(user: Ordinary) -> None:
-    lamina = f"{sys.executable} -m cli.main"
+    lamina = user.lamina()
     script = f"""
         {lamina} run --name busy box sh -c 'echo ready; trap "" TERM; sleep 100' > ~/out2 &
         pid=$!
@@ -216,13 +232,21 @@ def test_a_running_container_is_killed_by_its_owner(user: Ordinary) -> None:
 
 
 def test_an_image_is_mounted_and_unmounted(user: Ordinary) -> None:
-    lamina = f"{sys.executable} -m cli.main"
+    lamina = user.lamina()
     script = f"""
         mkdir -p ~/m ~/u; {lamina} mount --upper ~/u box ~/m || exit 1
         cat ~/m/etc/motd; stat -c %U ~/m/etc/motd; echo new > ~/m/new; cat ~/u/new
         {lamina} umount ~/m || exit 1; ls ~/m; rm -rf ~/u ~/u.work
         """
-    if user.fuse == "open":
-        script = f"test -c /dev/fuse; {script}"
     done = user.run("/bin/sh", "-c", script)
     assert done.stdout.splitlines() == ["welcome", user.name, "new"]
+
+
+def test_a_device_nobody_may_open_is_named(user: Ordinary) -> None:
+    closed = replace(user, fuse="closed")
+    for command in (["run", "--rm", "box", "true"], ["mount", "box", user.home / "nowhere"]):
+        (user.home / "nowhere").mkdir(exist_ok=True)
+        done = closed(*command, check=False)
+        assert done.returncode in (1, 125)
+        assert "/dev/fuse" in done.stderr
+        assert done.stderr.count("\n") == 1
