@@ -24,7 +24,7 @@ from tests.support.rootfs import busybox_tar, debian_tar
 from unionfs.pack import ingest
 
 from . import workloads
-from .peers import Peer, Tree, peers, versions
+from .peers import LAMINA, Peer, Tree, peers, versions
 from .report import Timings, table
 
 TREES = {"busybox": busybox_tar, "debian": debian_tar}
@@ -120,7 +120,8 @@ def main() -> None:
         "missing": {peer.name: peer.missing for peer in everyone if peer.missing},
     }
     print(table(timings, [peer.name for peer in present]))
-    print(f"\n{asked.tree} tree, {asked.rounds} rounds, {facts['cpus']} CPUs, {facts['versions']}")
+    print(f"\n'to': {LAMINA}, divided by that peer; below 1 lamina is faster")
+    print(f"{asked.tree} tree, {asked.rounds} rounds, {facts['cpus']} CPUs, {facts['versions']}")
     for peer, reason in facts["missing"].items():
         print(f"not measured: {peer}: {reason}")
     if asked.json:

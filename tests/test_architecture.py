@@ -13,8 +13,8 @@ import pytest
 from tests.support.machine import REPOSITORY
 
 FLOORS = ("cli", "snapshotter", "unionfs")
-LONGEST_MODULE = 450
-"""Lines. The aim is 400: what can be understood at one reading."""
+LONGEST_MODULE = 600
+"""Lines. The aim is 400; nothing is an excuse for more than this."""
 
 
 def modules(*packages: str) -> list[Path]:
