@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from . import syscalls
 from .errors import MountError, display
-from .tree import IdMap
+from .nodes import IdMap
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,11 @@ import stat
 from . import syscalls
 from .entry import Attributes, Handle
 from .layers import Content, Layer
-from .layers.directory import FileContent
+from .layers.directory import FileContent, Place
+from .layers.packed import PackedLayer
 from .layers.upper import Upper
+from .nodes import Node, fail
+from .tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -129,3 +132,103 @@ def _copy_xattrs(upper: Upper, name: bytes, xattrs: dict[bytes, bytes]) -> None:
             if error.errno != errno.ENOTSUP and not lacking:
                 raise
             log.warning("xattr %s is lost in copy-up: %s", os.fsdecode(key), error.strerror)
+
+
+class CopyUpTree(Tree):
+    """A tree whose files can be brought to the upper, where they may be changed."""
+
+    def writable(self) -> Upper:
+        """The upper, or the error EROFS."""
+        if self.upper is None:
+            raise fail(errno.EROFS)
+        return self.upper
+
+    # -- copy-up -----------------------------------------------------------------------------
+
+    def copy_up(self, node: Node, *, length: int | None = None) -> None:
+        """Bring a node, and before it its parents, to the upper.
+
+        ``length`` cuts the content of a regular file that is about to be truncated.
+        """
+        self.writable()
+        if node.upper:
+            return
+        waiting = [node]
+        while waiting[-1].names and not (parent := next(iter(waiting[-1].names))[0]).upper:
+            waiting.append(parent)
+        for step in reversed(waiting):
+            self._copy_up_one(step, length if step is node else None)
+
+    def _copy_up_one(self, node: Node, length: int | None) -> None:
+        upper = self.writable()
+        layer, handle = node.parts[0]
+        found = self._lower_attributes(node)
+        staged = stage(upper, layer, handle, found, number=node.number, length=length)
+        if not node.names:
+            self._keep_nameless(node, staged)
+        else:
+            parent, name = next(iter(node.names))
+            assert parent.place is not None
+            upper.publish(staged, parent.place, name)
+            node.names[parent, name] = True
+            if node.is_directory:
+                node.place = Place(parent.place, name)
+        node.upper = True
+        if not node.is_directory:
+            self.contents.close(node)
+            node.parts = ()
+            if node.names:
+                self._join_links(node, found.nlink, layer, handle)
+
+    def _keep_nameless(self, node: Node, staged: bytes) -> None:
+        """A file that is open but has no name any more goes on without one in the upper."""
+        upper = self.writable()
+        node.pin = os.open(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd)
+        upper.discard(staged)
+        node.extra = 0
+
+    def _join_links(self, node: Node, links: int, layer: object, handle: object) -> None:
+        """Keep the names of a hardlinked file together after its copy-up.
+
+        A pack knows all its names, so all are linked to the copy and stay so for good. A directory
+        knows only how many there are: names found later lead to this node while the mount lasts.
+        """
+        if links < 2:
+            return
+        spot = self.spot(node)
+        info = os.stat(spot.name, dir_fd=spot.dir_fd, follow_symlinks=spot.follow)
+        self.identify(node, (info.st_dev, info.st_ino))
+        node.extra += links - 1
+        if isinstance(layer, PackedLayer):
+            for path in layer.links(handle):
+                self._join_link(node, path)
+            node.extra = min(node.extra, 0)  # what is still missing is hidden by other layers
+
+    def _join_link(self, node: Node, path: tuple[bytes, ...]) -> None:
+        found = self._walk(path)
+        if found is node:
+            parent = self._walk(path[:-1])
+            assert parent is not None
+            self.copy_up(parent)
+            self.name_in_upper(node, parent, path[-1])
+        if found is not None:
+            self.trim(found)
+
+    def _walk(self, path: tuple[bytes, ...]) -> Node | None:
+        node = self.root
+        for name in path:
+            try:
+                node = self.lookup(node, name)
+            except (FileNotFoundError, NotADirectoryError):
+                self.trim(node)
+                return None
+        return node
+
+    def name_in_upper(self, node: Node, parent: Node, name: bytes) -> None:
+        """See to it that the upper itself has this name of a file that it has."""
+        if node.is_directory or node.names[parent, name]:
+            return
+        assert parent.place is not None
+        self.writable().link(self.spot(node), parent.place, name, covered=False)
+        node.names[parent, name] = True
+        node.extra -= 1

@@ -8,8 +8,8 @@ overlayfs (Documentation/filesystems/overlayfs.rst):
 * directories of one name merge, down to the first layer where the name is opaque or no directory;
 * a merged directory's attributes are those of its topmost layer that has any.
 
-A :class:`Node` is one file of the union. It lives as long as the kernel knows it, is open, or has
-children that live. Contents belong to the node and not to an open handle, so a file opened before
+A :class:`unionfs.nodes.Node` is one file of the union. It lives as long as the kernel knows it, is
+open, or has children that live. Contents belong to the node and not to an open handle, so a file opened before
 its copy-up sees what is written after it.
 """
 
@@ -18,105 +18,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from .entry import NAME_MAX, WHITEOUT, Attributes, Entry, Handle
+from .contents import Contents, open_upper
+from .entry import NAME_MAX, WHITEOUT, Attributes, Entry
 from .inodes import ROOT, Numbers
 from .layers import Content, Layer
-from .layers.directory import FileContent, Place, attributes_of, visible_xattrs
+from .layers.directory import Place, attributes_of, visible_xattrs
 from .layers.upper import Spot, Upper, pinned
+from .nodes import IdMap, Listing, Node, Part, fail, shown_id
 from .whiteouts import is_private_xattr
-
-IdMap = tuple[tuple[int, int, int], ...]
-"""Ranges (id in the layer, id shown, count). Empty for "as it is"; ids outside are OVERFLOW_ID."""
-
-OVERFLOW_ID = 65534
-OPEN_CONTENTS = 512
-"""How many contents that nobody has open keep their descriptor."""
-
-Part = tuple[Layer, Handle]
-
-
-def fail(number: int, name: bytes = b"") -> OSError:
-    """The error of a request that cannot be met."""
-    return OSError(number, os.strerror(number), name)
-
-
-def shown_id(mapping: IdMap, value: int) -> int:
-    """The id that a mount shows for the owner ``value`` of a lower file."""
-    if not mapping:
-        return value
-    for first, shown, count in mapping:
-        if first <= value < first + count:
-            return shown + value - first
-    return OVERFLOW_ID
-
-
-class Listing:
-    """The names of one directory at stable positions.
-
-    A name keeps its position while others come and go; a position is never used again. So a reader
-    that goes on from a position neither misses a name that stayed nor sees one twice.
-    """
-
-    __slots__ = ("names", "positions")
-
-    def __init__(self, names: Iterator[bytes]) -> None:
-        self.names: list[bytes | None] = list(names)
-        self.positions = {name: at for at, name in enumerate(self.names) if name is not None}
-
-    def add(self, name: bytes) -> None:
-        """A name has come."""
-        if name not in self.positions:
-            self.positions[name] = len(self.names)
-            self.names.append(name)
-
-    def remove(self, name: bytes) -> None:
-        """A name has gone."""
-        at = self.positions.pop(name, None)
-        if at is not None:
-            self.names[at] = None
-
-
-class Node:
-    """One file of the union.
-
-    ``names`` are the known names, each with whether the upper itself has it. ``upper`` says that
-    the upper has the file, ``place`` where (directories only); ``parts`` are the lower layers that
-    take part, topmost first (one for a file that is not in the upper). ``pin`` is a descriptor that
-    keeps an upper file without a name. ``extra`` is what the link count differs from the one on
-    disk, for hardlinks whose names are partly in the upper and partly below.
-    """
-
-    __slots__ = (
-        "__weakref__", "children", "content", "extra", "identities", "kind", "listing", "lookups",
-        "names", "number", "opened", "parts", "pin", "place", "subdirectories", "upper",
-    )  # fmt: skip
-
-    def __init__(
-        self, number: int, kind: int, *, upper: bool, place: Place | None, parts: tuple[Part, ...]
-    ) -> None:
-        self.number = number
-        self.kind = kind
-        self.upper = upper
-        self.place = place
-        self.parts = parts
-        self.names: dict[tuple[Node, bytes], bool] = {}
-        self.children: dict[bytes, Node] = {}
-        self.identities: list[tuple[int, int]] = []
-        self.lookups = 0
-        self.opened = 0
-        self.extra = 0
-        self.pin = -1
-        self.content: Content | None = None
-        self.listing: Listing | None = None
-        self.subdirectories: int | None = None
-
-    @property
-    def is_directory(self) -> bool:
-        """Whether the node is a directory."""
-        return self.kind == stat.S_IFDIR
 
 
 class Tree:
@@ -146,7 +57,7 @@ class Tree:
         )
         self._nodes = {ROOT: self.root}
         self._by_identity: dict[tuple[int, int], Node] = {}
-        self._contents: OrderedDict[Node, None] = OrderedDict()
+        self.contents = Contents()
 
     def _root_parts(self, roots: list[Part]) -> tuple[Part, ...]:
         if self.upper is not None and self.upper.is_opaque(self.upper.root()):
@@ -159,7 +70,7 @@ class Tree:
     def close(self) -> None:
         """Give up every descriptor, of contents and of layers."""
         for node in list(self._nodes.values()):
-            self._close_content(node)
+            self.contents.close(node)
             if node.pin >= 0:
                 os.close(node.pin)
                 node.pin = -1
@@ -335,7 +246,7 @@ class Tree:
             del self._nodes[node.number]
             for identity in node.identities:
                 del self._by_identity[identity]
-            self._close_content(node)
+            self.contents.close(node)
             if node.pin >= 0:
                 os.close(node.pin)
             if node.place is not None and self.upper is not None:
@@ -512,53 +423,16 @@ class Tree:
         return self.content(node).read(offset, size)
 
     def content(self, node: Node) -> Content:
-        """The open content of a file. Few that nobody has open stay so."""
-        if node.content is None:
-            if node.kind != stat.S_IFREG:
-                raise fail(errno.EISDIR if node.is_directory else errno.EINVAL)
-            node.content = self._open_content(node)
-            self._contents[node] = None
-            self._close_idle_contents()
-        else:
-            self._contents.move_to_end(node)
-        return node.content
+        """The open content of a file: of the upper, or of the layer that has it."""
+        return self.contents.get(node, self._open_content)
 
     def _open_content(self, node: Node) -> Content:
-        if not node.upper:
-            layer, handle = node.parts[0]
-            return layer.open(handle)
-        spot = self.spot(node)
-        try:
-            return FileContent(spot.open(os.O_RDWR))
-        except PermissionError:
-            return FileContent(self._open_restricted(spot))
-
-    @staticmethod
-    def _open_restricted(spot: Spot) -> int:
-        """Open a file whose own mode keeps its owner, an ordinary user, from it.
-
-        The kernel has checked the caller's rights; the content must also be there for a reader of a
-        write-only file's other pages, or after its descriptor was given up.
-        """
-        mode = stat.S_IMODE(os.stat(spot.name, dir_fd=spot.dir_fd).st_mode)
-        os.chmod(spot.name, mode | 0o600, dir_fd=spot.dir_fd)
-        try:
-            return spot.open(os.O_RDWR)
-        finally:
-            os.chmod(spot.name, mode, dir_fd=spot.dir_fd)
-
-    def _close_idle_contents(self) -> None:
-        excess = len(self._contents) - OPEN_CONTENTS
-        if excess > 0:
-            idle = (node for node in self._contents if not node.opened)
-            for node in [node for _, node in zip(range(excess), idle, strict=False)]:
-                self._close_content(node)
-
-    def _close_content(self, node: Node) -> None:
-        if node.content is not None:
-            node.content.close()
-            node.content = None
-            del self._contents[node]
+        if node.kind != stat.S_IFREG:
+            raise fail(errno.EISDIR if node.is_directory else errno.EINVAL)
+        if node.upper:
+            return open_upper(self.spot(node))
+        layer, handle = node.parts[0]
+        return layer.open(handle)
 
     def open_file(self, node: Node) -> None:
         """Somebody opens a file."""

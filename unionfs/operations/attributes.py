@@ -14,7 +14,7 @@ from pyfuse3 import (
 )
 
 from ..entry import NAME_MAX
-from ..tree import Node
+from ..nodes import Node
 from .base import Base
 from .boundary import answer
 

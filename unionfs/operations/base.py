@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyfuse3
 
 from ..changes import WritableTree
-from ..tree import Node
+from ..nodes import Node
 
 CACHED_SECONDS = 86400.0
 """How long the kernel may trust names and attributes. Every change passes the mount, so: long."""

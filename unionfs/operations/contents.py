@@ -9,7 +9,7 @@ import trio
 from pyfuse3 import FileHandleT, FileInfo, FlagT, FUSEError, InodeT, RequestContext
 
 from ..changes import WritableTree
-from ..tree import Node
+from ..nodes import Node
 from .base import Base
 from .boundary import answer
 

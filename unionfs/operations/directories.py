@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyfuse3
 from pyfuse3 import FileHandleT, InodeT, ReaddirToken, RequestContext
 
-from ..tree import Node
+from ..nodes import Node
 from .base import Base
 from .boundary import answer
 from .contents import sync

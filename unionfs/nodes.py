@@ -1,0 +1,98 @@
+"""The files of a union as the tree knows them, and small rules about them. Pure, no I/O."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from .entry import Handle
+from .layers import Content, Layer
+from .layers.directory import Place
+
+IdMap = tuple[tuple[int, int, int], ...]
+"""Ranges (id in the layer, id shown, count). Empty for "as it is"; ids outside are OVERFLOW_ID."""
+
+OVERFLOW_ID = 65534
+Part = tuple[Layer, Handle]
+
+
+def fail(number: int, name: bytes = b"") -> OSError:
+    """The error of a request that cannot be met."""
+    return OSError(number, os.strerror(number), name)
+
+
+def shown_id(mapping: IdMap, value: int) -> int:
+    """The id that a mount shows for the owner ``value`` of a lower file."""
+    if not mapping:
+        return value
+    for first, shown, count in mapping:
+        if first <= value < first + count:
+            return shown + value - first
+    return OVERFLOW_ID
+
+
+class Listing:
+    """The names of one directory at stable positions.
+
+    A name keeps its position while others come and go; a position is never used again. So a reader
+    that goes on from a position neither misses a name that stayed nor sees one twice.
+    """
+
+    __slots__ = ("names", "positions")
+
+    def __init__(self, names: Iterator[bytes]) -> None:
+        self.names: list[bytes | None] = list(names)
+        self.positions = {name: at for at, name in enumerate(self.names) if name is not None}
+
+    def add(self, name: bytes) -> None:
+        """A name has come."""
+        if name not in self.positions:
+            self.positions[name] = len(self.names)
+            self.names.append(name)
+
+    def remove(self, name: bytes) -> None:
+        """A name has gone."""
+        at = self.positions.pop(name, None)
+        if at is not None:
+            self.names[at] = None
+
+
+class Node:
+    """One file of the union.
+
+    ``names`` are the known names, each with whether the upper itself has it. ``upper`` says that
+    the upper has the file, ``place`` where (directories only); ``parts`` are the lower layers that
+    take part, topmost first (one for a file that is not in the upper). ``pin`` is a descriptor that
+    keeps an upper file without a name. ``extra`` is what the link count differs from the one on
+    disk, for hardlinks whose names are partly in the upper and partly below.
+    """
+
+    __slots__ = (
+        "__weakref__", "children", "content", "extra", "identities", "kind", "listing", "lookups",
+        "names", "number", "opened", "parts", "pin", "place", "subdirectories", "upper",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, kind: int, *, upper: bool, place: Place | None, parts: tuple[Part, ...]
+    ) -> None:
+        self.number = number
+        self.kind = kind
+        self.upper = upper
+        self.place = place
+        self.parts = parts
+        self.names: dict[tuple[Node, bytes], bool] = {}
+        self.children: dict[bytes, Node] = {}
+        self.identities: list[tuple[int, int]] = []
+        self.lookups = 0
+        self.opened = 0
+        self.extra = 0
+        self.pin = -1
+        self.content: Content | None = None
+        self.listing: Listing | None = None
+        self.subdirectories: int | None = None
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether the node is a directory."""
+        return self.kind == stat.S_IFDIR
