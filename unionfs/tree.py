@@ -9,8 +9,8 @@ overlayfs (Documentation/filesystems/overlayfs.rst):
 * a merged directory's attributes are those of its topmost layer that has any.
 
 A :class:`unionfs.nodes.Node` is one file of the union. It lives as long as the kernel knows it, is
-open, or has children that live. Contents belong to the node and not to an open handle, so a file opened before
-its copy-up sees what is written after it.
+open, or has children that live. Contents belong to the node and not to an open handle, so a file
+opened before its copy-up sees what is written after it.
 """
 
 from __future__ import annotations
