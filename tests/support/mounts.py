@@ -79,8 +79,9 @@ def mounted(
             _wait_for_mount(mountpoint, daemon, log)
             yield mountpoint
         finally:
-            _end(mountpoint, daemon)
+            ended = _end(mountpoint, daemon)
     text = log.read_text(errors="replace")
+    assert ended, f"the mount daemon was still there {_PATIENCE} s after the unmount:\n{text}"
     assert "Traceback" not in text, f"the mount daemon logged a traceback:\n{text}"
     assert daemon.returncode == 0, f"the mount daemon exited with {daemon.returncode}:\n{text}"
 
@@ -94,7 +95,8 @@ def _wait_for_mount(mountpoint: Path, daemon: subprocess.Popen[bytes], log: Path
         time.sleep(0.01)
 
 
-def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
+def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> bool:
+    """Unmount; whether the daemon ended by itself. It is gone in any case."""
     if mountpoint in mountpoints_below(mountpoint):
         try:
             unmount(mountpoint)
@@ -106,3 +108,5 @@ def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
+        return False
+    return True
