@@ -41,6 +41,9 @@ _END_PATIENCE_SECONDS = 30.0
 class Interrupted(ContainerError):
     """A signal came before the container had started; ``code`` is 128 and its number."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}", 128 + number)
+
 
 @dataclass(frozen=True)
 class Route:
@@ -89,6 +92,7 @@ def run(
                 image, image_name=image_name, config=config, name=name
             )
             keeper.container = container
+            keeper.check_interrupt()
             code = keeper.run(_lowers(store, image, container), streams, on_start)
         except BaseException:
             if not keeper.has_started:
@@ -119,20 +123,25 @@ class _Keeper:
         self._channel: socket.socket | None = None
         self._supervisor: int | None = None
         self._is_forwarding = False
-        self._is_ending = False
+        self._interrupted_by: int | None = None
         self.container: Container | None = None
         self.has_started = False
 
     @contextmanager
     def forwarding_signals(self) -> Iterator[None]:
-        """Pass signals on; one that asks for the end ends this, while nothing has started."""
+        """Pass signals on; while nothing has started, remember one that asks for the end.
+
+        The handler raises nothing: what it interrupts may be anything, and is always finished.
+        """
 
         def handle(number: int, _frame: FrameType | None) -> None:
-            if self._is_forwarding and self._channel is not None:
-                _send(self._channel, {"signal": number})
-            elif number in _ENDING and not self._is_ending:
-                self._is_ending = True
-                raise Interrupted(f"interrupted by {signal.Signals(number).name}", 128 + number)
+            channel = self._channel
+            if self._is_forwarding and channel is not None:
+                _send(channel, {"signal": number})
+            elif number in _ENDING and self._interrupted_by is None:
+                self._interrupted_by = number
+                if channel is not None:
+                    channel.shutdown(socket.SHUT_RD)  # wakes up who listens
 
         previous = {number: signal.signal(number, handle) for number in FORWARDED}
         try:
@@ -140,6 +149,11 @@ class _Keeper:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def check_interrupt(self) -> None:
+        """Raise :class:`Interrupted` if a signal asked for the end before anything started."""
+        if self._interrupted_by is not None:
+            raise Interrupted(self._interrupted_by)
 
     @property
     def _made(self) -> Container:
@@ -208,7 +222,6 @@ class _Keeper:
             with self._channel as channel:
                 return self._listen(channel, on_start)
         finally:
-            self._is_ending = True
             self._channel = None
             self._wait_for(child)
 
@@ -224,11 +237,13 @@ class _Keeper:
             os.close(pidfd)
 
     def _listen(self, channel: socket.socket, on_start: Callable[[], None]) -> int:
+        self.check_interrupt()
         while packet := channel.recv(1 << 16):
             message = json.loads(packet)
             if "supervisor" in message:
                 self._supervisor = message["supervisor"]
             elif "created" in message:
+                self.check_interrupt()
                 self._record(status="running", pid=message["created"], started=datetime.now(UTC))
                 on_start()
                 self._is_forwarding = True
@@ -241,6 +256,7 @@ class _Keeper:
                 if self.has_started:
                     self._ended(message["code"])
                 raise ContainerError(message["failed"], message["code"])
+        self.check_interrupt()
         if not self.has_started:
             raise ContainerError("the supervisor of the container was killed", FAILED)
         return self._ended(_KILLED)

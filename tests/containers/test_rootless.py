@@ -109,7 +109,14 @@ def account() -> Iterator[str]:
         subprocess.run(["userdel", "--remove", name], check=True, capture_output=True)
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "subordinate ids",
+        pytest.param("one id", marks=pytest.mark.slow),
+        pytest.param("fusermount3", marks=pytest.mark.slow),
+    ],
+)
 def user(
     account: str,
     request: pytest.FixtureRequest,
