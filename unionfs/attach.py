@@ -15,6 +15,7 @@ import re
 import socket
 import subprocess
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import syscalls
 from .errors import MountError, display
@@ -187,8 +188,8 @@ def unmount(mountpoint: bytes, *, lazy: bool = False) -> None:
 
     Raises :class:`MountError` if there is none or it is busy.
     """
-    kind = filesystem_at(mountpoint)
-    if kind != FILESYSTEM:
+    found = mounted_at(mountpoint)
+    if found is None or found.kind != FILESYSTEM:
         raise MountError(f"{display(mountpoint)} is not a lamina mount")
     flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0)
     try:
@@ -220,16 +221,22 @@ def _unescape(field: bytes) -> bytes:
     return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
 
 
-def filesystem_at(mountpoint: bytes) -> str | None:
-    """The type of the filesystem mounted on top at this very path; None for no mountpoint."""
-    path = os.path.join(
-        os.path.realpath(os.path.dirname(os.path.abspath(mountpoint))),
-        os.path.basename(os.path.abspath(mountpoint)),
-    )
+class Mounted(NamedTuple):
+    """What the mount table says is on top at a path: a filesystem type, and its device number."""
+
+    kind: str
+    device: str
+
+
+def mounted_at(mountpoint: bytes) -> Mounted | None:
+    """What is mounted at this very path, found without touching it; None for no mountpoint."""
+    absolute = os.path.abspath(mountpoint)
+    path = os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
     found = None
     with open("/proc/self/mountinfo", "rb") as mounts:
         for line in mounts:
             fields, _, tail = line.partition(b" - ")
-            if _unescape(fields.split()[4]) == path:
-                found = os.fsdecode(tail.split()[0])
+            _, _, device, _, place = fields.split()[:5]
+            if _unescape(place) == path:
+                found = Mounted(os.fsdecode(tail.split()[0]), device.decode())
     return found

@@ -11,7 +11,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,8 @@ from .attach import (
     FLAGS,
     MountOptions,
     attach,
-    filesystem_at,
     may_mount_directly,
+    mounted_at,
     unmount,
 )
 from .changes import WritableTree
@@ -89,26 +88,26 @@ def serve(options: MountOptions, ready: Callable[[], None] | None = None) -> Non
 
         operations = UnionOperations(tree)
         fd, channel = attach(options)
+        ours = mounted_at(options.mountpoint)
         gc.collect()
         gc.freeze()
         try:
             run(operations, fd, ready or (lambda: None))
         finally:
-            _finish(options.mountpoint, channel)
+            if channel is not None:
+                channel.close()  # fusermount3 then takes the mount away
+            elif mounted_at(options.mountpoint) == ours:
+                _detach_mount(options.mountpoint)
     finally:
         tree.close()
 
 
-def _finish(mountpoint: bytes, channel: socket.socket | None) -> None:
-    """Take the mount away if it is still there; fusermount3 does so when its channel closes."""
-    if channel is not None:
-        channel.close()
-        return
+def _detach_mount(mountpoint: bytes) -> None:
+    """Take away a mount that a signal, not an unmount, has ended."""
     try:
         syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            log.warning("unmounting %s: %s", display(mountpoint), error.strerror)
+        log.warning("unmounting %s: %s", display(mountpoint), error.strerror)
 
 
 def _become_daemon(options: MountOptions, writer: int, log_file: Path | None) -> NoReturn:
@@ -181,7 +180,8 @@ def check(options: MountOptions) -> None:
         if not os.path.isfile(path):
             _expect_directory("lowerdir", path)
     _expect_directory("mountpoint", options.mountpoint)
-    if filesystem_at(options.mountpoint) == FILESYSTEM:
+    there = mounted_at(options.mountpoint)
+    if there is not None and there.kind == FILESYSTEM:
         raise MountError(
             f"{display(options.mountpoint)} is already a lamina mount; unmount it first"
         )
