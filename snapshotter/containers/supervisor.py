@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from unionfs import mounting
 from unionfs.errors import UnionError
-from unionfs.syscalls import CLONE_NEWNS, MS_REC, MS_SLAVE, mount, unshare
+from unionfs.syscalls import CLONE_NEWNS, CLONE_NEWPID, MS_REC, MS_SLAVE, mount, unshare
 
 from . import bundle, skeleton
 from .errors import FAILED, ContainerError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CLONE_NEWPID = 0x20000000
 
 FORWARDED = (
     signal.SIGINT,

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 FACTOR = 4
 """A run is merged with the new layer above it unless it has over this many times its entries."""
 
-_KIND = 6
-"""Where a row of a pack's names has the kind."""
-
 
 class RootAttributes(NamedTuple):
     """What the root directory of an image looks like, for the upper that covers it."""
@@ -149,7 +146,7 @@ class Layers:
             path.unlink()
             return known
         with Pack(path) as pack:
-            content_size, complete = pack.content_size, not _speaks_of_lower_layers(path, pack)
+            content_size, complete = pack.content_size, pack.is_complete
         with self._database.transaction():
             # Never replace a pack that is known: the chunk table points into that very file.
             if self.get(diff_id) is None:
@@ -259,21 +256,6 @@ class Layers:
             "INSERT INTO run VALUES (?, ?, ?)",
             [(chain, position, name) for position, name in enumerate(runs.files)],
         )
-
-
-def _speaks_of_lower_layers(path: Path, pack: Pack) -> bool:
-    """Whether a layer has whiteouts or hardlinks into lower layers.
-
-    All kinds (0 for a whiteout) are looked at in one go: a walk would take longer than the rest
-    of a small commit.
-    """
-    from unionfs.pack.format import NAME_ROW  # noqa: PLC0415
-
-    offset, length = pack.header.sections["names"]
-    with path.open("rb") as file:
-        file.seek(offset)
-        kinds = file.read(length)[_KIND :: NAME_ROW.size]
-    return bool(pack.unresolved) or 0 in kinds
 
 
 def _parts(layers: Sequence[StoredLayer], first: int) -> list[tuple[int, int]]:
