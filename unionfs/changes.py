@@ -45,11 +45,10 @@ class WritableTree(CopyUpTree):
     def mkdir(self, parent: Node, name: bytes, mode: int, owner: Owner) -> Node:
         """Make a directory; it hides what lower layers have under its name."""
         upper = self.writable()
-        hides = self._lower_directory(parent, name)
 
         def make(fd: int, new: bytes) -> None:
             os.mkdir(new, stat.S_IMODE(mode), dir_fd=fd)
-            if hides:
+            if self._lower_directory(parent, name):
                 place = Place(None, new)
                 place.fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
                 try:

@@ -202,27 +202,16 @@ class CopyUpTree(Tree):
         if isinstance(layer, PackedLayer):
             for path in layer.links(handle):
                 self._join_link(node, path)
-            node.extra = min(node.extra, 0)  # what is still missing is hidden by other layers
 
     def _join_link(self, node: Node, path: tuple[bytes, ...]) -> None:
-        found = self._walk(path)
+        found = self.walk(path)
         if found is node:
-            parent = self._walk(path[:-1])
+            parent = self.walk(path[:-1])
             assert parent is not None
             self.copy_up(parent)
             self.name_in_upper(node, parent, path[-1])
         if found is not None:
             self.trim(found)
-
-    def _walk(self, path: tuple[bytes, ...]) -> Node | None:
-        node = self.root
-        for name in path:
-            try:
-                node = self.lookup(node, name)
-            except (FileNotFoundError, NotADirectoryError):
-                self.trim(node)
-                return None
-        return node
 
     def name_in_upper(self, node: Node, parent: Node, name: bytes) -> None:
         """See to it that the upper itself has this name of a file that it has."""

@@ -21,10 +21,11 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from .contents import Contents, open_upper
-from .entry import NAME_MAX, WHITEOUT, Attributes, Entry
+from .entry import NAME_MAX, WHITEOUT, Attributes, Entry, Handle
 from .inodes import ROOT, Numbers
 from .layers import Content, Layer
 from .layers.directory import Place, attributes_of, visible_xattrs
+from .layers.packed import PackedLayer
 from .layers.upper import Spot, Upper, pinned
 from .nodes import IdMap, Listing, Node, Part, fail, shown_id
 from .whiteouts import is_private_xattr
@@ -193,9 +194,33 @@ class Tree:
         node = Node(
             self._numbers.number(*identity), found.kind, upper=False, place=None, parts=parts
         )
-        if found.nlink > 1:
-            self.identify(node, identity)
-        return self._enter(node, parent, name)
+        if found.nlink == 1:
+            return self._enter(node, parent, name)
+        self.identify(node, identity)
+        self._enter(node, parent, name)
+        self._subtract_hidden_names(node, layer, handle)
+        return node
+
+    def _subtract_hidden_names(self, node: Node, layer: Layer, handle: Handle) -> None:
+        """A pack counts all names of a file, also those that layers above it hide."""
+        if isinstance(layer, PackedLayer) and (self.upper is not None or len(self.lowers) > 1):
+            for path in layer.links(handle):
+                found = self.walk(path)
+                if found is not node:
+                    node.extra -= 1
+                    if found is not None:
+                        self.trim(found)
+
+    def walk(self, path: tuple[bytes, ...]) -> Node | None:
+        """The node at a path from the root, None if there is none."""
+        node = self.root
+        for name in path:
+            try:
+                node = self.lookup(node, name)
+            except (FileNotFoundError, NotADirectoryError):
+                self.trim(node)
+                return None
+        return node
 
     def identify(self, node: Node, identity: tuple[int, int]) -> None:
         """Make a hardlinked file known, so that its other names lead to the same node."""

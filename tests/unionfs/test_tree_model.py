@@ -1,0 +1,282 @@
+"""Random operations on a union and on a plain directory with the same contents do the same.
+
+The lower layers are directories or packs; in between the union is closed and opened anew, and it
+must show the same after that. What a union may do differently is stated where it is allowed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from tests.unionfs.trees import PlainSide, UnionSide, open_tree
+from unionfs.changes import WritableTree
+from unionfs.layers import Layer
+from unionfs.layers.packed import PackedLayer
+from unionfs.layers.upper import Upper
+from unionfs.pack import Pack, ingest
+
+NAMES = st.sampled_from([b"a", b"b", b"c"])
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
+DATA = st.binary(max_size=12)
+
+# One instant for what time would tell apart: the two sides work one after the other.
+NOW = 1_700_000_000_123_456_789
+
+
+def attempt(action: Callable[[], None]) -> int:
+    """The errno of an action, 0 if it succeeds."""
+    try:
+        action()
+    except OSError as error:
+        # Which of two reasons comes first is for the kernel, which has looked up the paths before.
+        return errno.ENOENT if error.errno == errno.ENOTDIR else error.errno or errno.EISDIR
+    return 0
+
+
+class UnionMachine(RuleBasedStateMachine):
+    """Both sides, step by step."""
+
+    packed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp(dir="/dev/shm"))
+        for name in ("plain", "upper", "work", "low", "middle"):
+            (self.directory / name).mkdir()
+        self.plain = PlainSide(self.directory / "plain")
+        self.tree: WritableTree | None = None
+
+    def teardown(self) -> None:
+        if self.tree is not None:
+            self.tree.close()
+        shutil.rmtree(self.directory)
+
+    @initialize(
+        low=st.dictionaries(PATHS, DATA, max_size=6),
+        middle=st.dictionaries(PATHS, DATA, max_size=4),
+        gone=st.lists(PATHS, max_size=2),
+        links=st.lists(st.tuples(PATHS, PATHS), max_size=2),
+    )
+    def layers(
+        self,
+        low: dict[bytes, bytes],
+        middle: dict[bytes, bytes],
+        gone: list[bytes],
+        links: list[tuple[bytes, bytes]],
+    ) -> None:
+        """Fill the lower layers, and the plain directory with what they show together."""
+        for layer, contents in (("low", low), ("middle", middle)):
+            side = PlainSide(self.directory / layer)
+            for path, data in contents.items():
+                plant(side, path, data)
+            # Only a pack knows which names of a file layers above it hide, and counts without them.
+            if layer == "low" and (self.packed or not (middle or gone)):
+                for source, target in links:
+                    if side.kind(source) == stat.S_IFREG:
+                        attempt(partial(side.link, source, target))
+        for path in gone:
+            whiteout(PlainSide(self.directory / "middle"), path)
+        subprocess.run(
+            ["cp", "-a", f"{self.directory}/low/.", f"{self.directory}/plain"], check=True
+        )
+        overlay(self.directory / "middle", self.directory / "plain")
+        if self.packed:
+            for layer in ("low", "middle"):
+                pack(self.directory / layer)
+        self.open()
+
+    def open(self) -> None:
+        if not self.packed:
+            lowers = [self.directory / "middle", self.directory / "low"]
+            self.tree = open_tree(lowers, self.directory / "upper", self.directory / "work")
+        else:
+            base = Pack(self.directory / "low.pack")
+            above = Pack(self.directory / "middle.pack")
+            layers: list[Layer] = [
+                PackedLayer(above, 0, base.inode_count),
+                PackedLayer(base, 0, 0),
+            ]
+            places = (os.fsencode(self.directory / name) for name in ("upper", "work"))
+            self.tree = WritableTree(layers, Upper(*places))
+        self.union = UnionSide(self.tree)
+
+    def both(self, name: str, path: bytes, *arguments: object) -> None:
+        results = [
+            attempt(partial(getattr(side, name), path, *arguments))
+            for side in (self.union, self.plain)
+        ]
+        assert results[0] == results[1], (
+            name,
+            path,
+            arguments,
+            [errno.errorcode.get(r) for r in results],
+        )
+        if results[0] == 0:
+            self.settle(path)
+
+    def settle(self, path: bytes) -> None:
+        """Give a file that was changed the same time on both sides."""
+        if self.plain.kind(path):
+            self.union.utime(path, NOW)
+            self.plain.utime(path, NOW)
+
+    @rule(path=PATHS, data=DATA)
+    def create(self, path: bytes, data: bytes) -> None:
+        self.both("create", path, data)
+
+    @rule(path=PATHS, offset=st.integers(0, 20), data=DATA)
+    def write(self, path: bytes, offset: int, data: bytes) -> None:
+        self.both("write", path, offset, data)
+
+    @rule(path=PATHS, size=st.integers(0, 30))
+    def truncate(self, path: bytes, size: int) -> None:
+        self.both("truncate", path, size)
+
+    @rule(path=PATHS)
+    def mkdir(self, path: bytes) -> None:
+        self.both("mkdir", path)
+
+    @rule(path=PATHS)
+    def symlink(self, path: bytes) -> None:
+        self.both("symlink", path, b"target")
+
+    @rule(source=PATHS, new=PATHS)
+    def link(self, source: bytes, new: bytes) -> None:
+        if self.plain.kind(source) != stat.S_IFDIR:
+            self.both("link", source, new)
+
+    @rule(path=PATHS)
+    def unlink(self, path: bytes) -> None:
+        self.both("unlink", path)
+
+    @rule(path=PATHS)
+    def rmdir(self, path: bytes) -> None:
+        self.both("rmdir", path)
+
+    @rule(path=PATHS, mode=st.sampled_from([0o600, 0o755, 0o4755, 0o2775]))
+    def chmod(self, path: bytes, mode: int) -> None:
+        if self.plain.kind(path) != stat.S_IFLNK:
+            self.both("chmod", path, mode)
+
+    @rule(path=PATHS, value=DATA)
+    def set_xattr(self, path: bytes, value: bytes) -> None:
+        if self.plain.kind(path) != stat.S_IFLNK:
+            self.both("set_xattr", path, value)
+
+    @rule(source=PATHS, new=PATHS)
+    def rename(self, source: bytes, new: bytes) -> None:
+        """A directory with lower parts answers EXDEV instead, and then nothing has changed."""
+        if (new + b"/").startswith(source + b"/") or (source + b"/").startswith(new + b"/"):
+            return  # the kernel settles these before it asks
+        here = attempt(lambda: self.union.rename(source, new))
+        if here == errno.EXDEV:
+            assert self.plain.kind(source) == stat.S_IFDIR
+            return
+        there = attempt(lambda: self.plain.rename(source, new))
+        assert here == there, (source, new, here, there)
+        if here == 0:
+            self.settle(new)
+
+    @rule()
+    def reopen(self) -> None:
+        """Nothing of the union is in memory only: but for hardlinks that a lower directory has."""
+        assert self.tree is not None
+        if not self.packed and any(
+            seen.links > 1 and seen.kind != stat.S_IFDIR for seen in self.plain.walk().values()
+        ):
+            return
+        self.tree.close()
+        self.open()
+
+    @invariant()
+    def same(self) -> None:
+        if self.tree is not None:
+            assert self.union.walk() == self.plain.walk()
+            assert os.listdir(self.directory / "work" / "work") == []
+
+
+def plant(side: PlainSide, path: bytes, data: bytes) -> None:
+    """Make a file and its parents, unless something is in the way."""
+    parts = path.split(b"/")
+    for depth in range(1, len(parts)):
+        attempt(partial(side.mkdir, b"/".join(parts[:depth])))
+    if attempt(lambda: side.create(path, data)) == 0:
+        side.utime(path, NOW)
+
+
+def whiteout(side: PlainSide, path: bytes) -> None:
+    """Hide a name of the layer below, unless this layer has it."""
+    above, _, name = path.rpartition(b"/")
+    if side.kind(above) == stat.S_IFDIR and not side.kind(path):
+        attempt(lambda: side.create(above + b"/.wh." + name if above else b".wh." + name, b""))
+
+
+def overlay(layer: Path, target: Path) -> None:
+    """Lay one directory over another as an image layer is applied."""
+    for directory, directories, files in os.walk(layer):
+        here = target / Path(directory).relative_to(layer)
+        for name in directories:
+            if not (here / name).is_dir() or (here / name).is_symlink():
+                (here / name).unlink(missing_ok=True)
+                (here / name).mkdir()
+            shutil.copystat(Path(directory, name), here / name)
+        for name in files:
+            gone = here / name.removeprefix(".wh.")
+            if gone.is_dir() and not gone.is_symlink():
+                shutil.rmtree(gone)
+            gone.unlink(missing_ok=True)
+            if gone.name == name:
+                shutil.copy2(Path(directory, name), gone)
+
+
+def pack(directory: Path) -> None:
+    """Make a pack of a directory."""
+    tar = directory.with_suffix(".tar")
+    command = ["tar", "-C", str(directory), "--format=pax", "--xattrs", "-cf", str(tar), "."]
+    subprocess.run(command, check=True)
+    with tar.open("rb") as stream:
+        ingested = ingest(stream, directory.with_suffix(".tmp"))
+    directory.with_suffix(".tmp").rename(directory.with_suffix(".pack"))
+    assert ingested.entries
+
+
+class PackedMachine(UnionMachine):
+    """The same over packs."""
+
+    packed = True
+
+
+@pytest.mark.parametrize("machine", [UnionMachine, PackedMachine])
+def test_a_union_behaves_like_a_directory(machine: type[UnionMachine]) -> None:
+    umask = os.umask(0)
+    try:
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=40,
+                stateful_step_count=20,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    finally:
+        os.umask(umask)
