@@ -362,7 +362,7 @@ def test_an_image_looks_as_gnu_tar_unpacks_it(
     (tmp_path / "pack").rename(pack)
     unpacked = tmp_path / "unpacked"
     unpacked.mkdir()
-    command = ["tar", "-C", unpacked, "--numeric-owner", "--xattrs", "--xattrs-include=*"]
+    command = ["tar", "-C", str(unpacked), "--numeric-owner", "--xattrs", "--xattrs-include=*"]
     # Absolute links at once, times of directories at last: each would change directories' times.
     subprocess.run([*command, "-P", "--delay-directory-restore", "-xpf", tar], check=True)
     with mounted(tmp_path / "mnt", [pack]) as union:
