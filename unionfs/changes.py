@@ -371,7 +371,9 @@ class WritableTree(CopyUpTree):
     # -- attributes ------------------------------------------------------------------------------
 
     def chmod(self, node: Node, mode: int) -> None:
-        """Change permission bits."""
+        """Change permission bits. A symlink has none: chmod(2) would reach what it points to."""
+        if node.kind == stat.S_IFLNK:
+            raise fail(errno.EOPNOTSUPP)
         self.copy_up(node)
         spot = self.spot(node)
         os.chmod(spot.name, stat.S_IMODE(mode), dir_fd=spot.dir_fd)

@@ -237,7 +237,7 @@ class Tree:
 
     def _name(self, node: Node, parent: Node, name: bytes) -> Node:
         in_upper = node.upper
-        if in_upper and not node.is_directory and node.names:
+        if in_upper and not node.is_directory and (node.names or node.pin >= 0):
             in_upper = self._upper_has(parent, name)
         node.names[parent, name] = in_upper
         parent.children[name] = node

@@ -36,8 +36,6 @@ _PRIVATE_XATTRS = (
     b"trusted.overlay.",
     b"user.overlay.",
     b"user.fuseoverlayfs.",
-    b"trusted.lamina.",
-    b"user.lamina.",
 )
 _ABSENT = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
 

@@ -100,7 +100,7 @@ def test_bookkeeping_is_never_shown(tmp_path: Path, union: Union) -> None:
     assert side.tree.xattrs(side.node(b"f")) == {b"user.mine": b"1"}
     with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
         side.tree.xattr(side.node(b"f"), b"user.overlay.origin")
-    for refused in (b"user.overlay.opaque", b"trusted.overlay.opaque", b"user.lamina.number"):
+    for refused in (b"user.overlay.opaque", b"trusted.overlay.opaque", b"user.overlay.lamina"):
         with pytest.raises(PermissionError):
             side.tree.set_xattr(side.node(b"f"), refused, b"y")
     with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -32,6 +33,7 @@ from unionfs.changes import WritableTree
 from unionfs.layers import Layer
 from unionfs.layers.packed import PackedLayer
 from unionfs.layers.upper import Upper
+from unionfs.nodes import Node
 from unionfs.pack import Pack, ingest
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
@@ -64,8 +66,10 @@ class UnionMachine(RuleBasedStateMachine):
             (self.directory / name).mkdir()
         self.plain = PlainSide(self.directory / "plain")
         self.tree: WritableTree | None = None
+        self.held: list[tuple[Node, int]] = []
 
     def teardown(self) -> None:
+        self.let_go()
         if self.tree is not None:
             self.tree.close()
         shutil.rmtree(self.directory)
@@ -196,22 +200,81 @@ class UnionMachine(RuleBasedStateMachine):
         if here == 0:
             self.settle(new)
 
+    @rule(one=PATHS, other=PATHS)
+    def exchange(self, one: bytes, other: bytes) -> None:
+        if (other + b"/").startswith(one + b"/") or (one + b"/").startswith(other + b"/"):
+            return
+        here = attempt(lambda: self.union.exchange(one, other))
+        if here == errno.EXDEV:
+            assert stat.S_IFDIR in {self.plain.kind(one), self.plain.kind(other)}
+            return
+        there = attempt(lambda: self.plain.exchange(one, other))
+        assert here == there, (one, other, here, there)
+        if here == 0:
+            self.settle(one)
+            self.settle(other)
+
+    @rule(path=PATHS)
+    def hold(self, path: bytes) -> None:
+        """Open a file, and keep it open whatever becomes of its name."""
+        assert self.tree is not None
+        if self.plain.kind(path) == stat.S_IFREG:
+            node = self.union.node(path)
+            self.tree.open_file(node)
+            self.held.append((node, os.open(self.plain.at(path), os.O_RDWR)))
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 9), offset=st.integers(0, 20), data=DATA)
+    def write_held(self, which: int, offset: int, data: bytes) -> None:
+        assert self.tree is not None
+        node, fd = self.held[which % len(self.held)]
+        self.tree.write(node, offset, data)
+        os.pwrite(fd, data, offset)
+        self.tree.utimens(node, None, NOW)
+        os.utime(fd, ns=(NOW, NOW))
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 9))
+    def close_held(self, which: int) -> None:
+        assert self.tree is not None
+        node, fd = self.held.pop(which % len(self.held))
+        self.tree.close_file(node)
+        os.close(fd)
+
+    def let_go(self) -> None:
+        while self.held:
+            self.close_held(0)
+
+    def remembers(self) -> bool:
+        """Whether memory alone knows something: which names a file of a lower directory has."""
+        return not self.packed and any(
+            seen.links > 1 and seen.kind != stat.S_IFDIR for seen in self.plain.walk().values()
+        )
+
     @rule()
     def reopen(self) -> None:
         """Nothing of the union is in memory only: but for hardlinks that a lower directory has."""
         assert self.tree is not None
-        if not self.packed and any(
-            seen.links > 1 and seen.kind != stat.S_IFDIR for seen in self.plain.walk().values()
-        ):
-            return
-        self.tree.close()
-        self.open()
+        if not self.remembers():
+            self.let_go()
+            self.tree.close()
+            self.open()
+
+    @rule()
+    def forget(self) -> None:
+        """The kernel forgets every file that nobody uses."""
+        if not self.remembers():
+            self.union.forget()
 
     @invariant()
     def same(self) -> None:
         if self.tree is not None:
             assert self.union.walk() == self.plain.walk()
             assert os.listdir(self.directory / "work" / "work") == []
+            for node, fd in self.held:
+                info = os.fstat(fd)
+                assert self.tree.read(node, 0, 100) == os.pread(fd, 100, 0)
+                assert self.tree.attributes(node).nlink == info.st_nlink
 
 
 def plant(side: PlainSide, path: bytes, data: bytes) -> None:

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from unionfs import syscalls
 from unionfs.changes import WritableTree
 from unionfs.entry import Owner
 from unionfs.layers import Layer
@@ -88,6 +89,17 @@ class UnionSide:
         old = self.parent(source)
         self.tree.lookup(*old)
         self.tree.rename(old, self.parent(target))
+
+    def exchange(self, one: bytes, other: bytes) -> None:
+        self.tree.rename(self.parent(one), self.parent(other), syscalls.RENAME_EXCHANGE)
+
+    def forget(self) -> None:
+        """Drop every node that nothing uses, as when the kernel's caches are emptied."""
+        waiting = [self.tree.root]
+        while waiting:
+            node = waiting.pop()
+            waiting.extend(node.children.values())
+            self.tree.trim(node)
 
     def chmod(self, path: bytes, mode: int) -> None:
         self.tree.chmod(self.node(path), mode)
@@ -192,6 +204,10 @@ class PlainSide:
 
     def rename(self, source: bytes, target: bytes) -> None:
         os.rename(self.at(source), self.at(target))
+
+    def exchange(self, one: bytes, other: bytes) -> None:
+        here = syscalls.AT_FDCWD
+        syscalls.renameat2(here, self.at(one), here, self.at(other), syscalls.RENAME_EXCHANGE)
 
     def chmod(self, path: bytes, mode: int) -> None:
         os.chmod(self.at(path), mode)

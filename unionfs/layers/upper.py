@@ -81,12 +81,13 @@ class Upper(DirectoryLayer):
             )
         if os.path.samestat(os.fstat(base), os.fstat(self._root.fd)):
             raise MountError(f"workdir and upperdir are the same directory: {display(work)}")
-        try:
-            fcntl.flock(base, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MountError(
-                f"workdir {display(work)} is in use by another mount; unmount it first"
-            ) from None
+        for option, path, fd in (("upperdir", self.path, self._root.fd), ("workdir", work, base)):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise MountError(
+                    f"{option} {display(path)} is in use by another mount; unmount it first"
+                ) from None
 
     @staticmethod
     def _open_work(base: int) -> int:
@@ -101,7 +102,7 @@ class Upper(DirectoryLayer):
     def _choose_number_xattr(self) -> str | None:
         """The xattr that keeps the inode number of a copied-up file, or None where none may be."""
         path = f"/proc/self/fd/{self.work_fd}"
-        for name in ("trusted.lamina.number", "user.lamina.number"):
+        for name in ("trusted.overlay.lamina", "user.overlay.lamina"):
             try:
                 os.setxattr(path, name, b"0")
             except OSError as error:
