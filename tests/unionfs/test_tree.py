@@ -182,6 +182,43 @@ def test_hardlinks_of_a_lower_file_stay_together(tmp_path: Path, union: Union) -
     assert union().walk()[b"two"].data == b"both", "the last name took the file over"
 
 
+def test_a_name_found_after_the_known_one_was_removed_leads_to_the_same_open_file(
+    tmp_path: Path, union: Union
+) -> None:
+    """A lower directory says that a file has more names, but not which."""
+    plant(tmp_path / "low", "one")
+    os.link(tmp_path / "low/one", tmp_path / "low/two")
+    side = union()
+    node = side.node(b"one")
+    node.lookups += 1
+    side.write(b"one", 0, b"ONE")
+    side.unlink(b"one")
+    assert side.node(b"two") is node
+    assert side.tree.attributes(node).nlink == 1
+    side.unlink(b"two")
+    assert side.tree.attributes(node).nlink == 0
+    assert side.tree.read(node, 0, 9) == b"ONE"
+    descriptors = len(os.listdir("/proc/self/fd"))
+    side.tree.forget(node, 1)
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 2, "the pin and the content"
+    assert union().walk() == {}
+
+
+def test_changing_the_mode_of_a_symlink_does_not_reach_what_it_points_to(
+    tmp_path: Path, union: Union
+) -> None:
+    (tmp_path / "host").touch(0o600)
+    (tmp_path / "low/link").symlink_to(tmp_path / "host")
+    side = union()
+    with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+        side.chmod(b"link", 0o666)
+    side.tree.chown(side.node(b"link"), *OWNER)
+    side.utime(b"link", 5)
+    info = os.stat(tmp_path / "host")
+    assert stat.S_IMODE(info.st_mode) == 0o600
+    assert info.st_mtime_ns != 5
+
+
 def test_a_listing_keeps_positions_while_names_come_and_go(tmp_path: Path, union: Union) -> None:
     plant(tmp_path / "low", *(f"low{i}" for i in range(50)))
     side = union()
@@ -332,8 +369,10 @@ def test_without_upper_nothing_can_be_changed(tmp_path: Path) -> None:
 
 def test_an_upper_serves_one_union_at_a_time(tmp_path: Path, union: Union) -> None:
     union()
-    with pytest.raises(MountError, match="in use by another mount"):
-        Upper(os.fsencode(tmp_path / "upper"), os.fsencode(tmp_path / "work"))
+    (tmp_path / "other").mkdir()
+    for upper, work in (("upper", "work"), ("upper", "other"), ("other", "work")):
+        with pytest.raises(MountError, match="in use by another mount"):
+            Upper(os.fsencode(tmp_path / upper), os.fsencode(tmp_path / work))
 
 
 def test_what_a_killed_daemon_left_aside_goes(tmp_path: Path, union: Union) -> None:
