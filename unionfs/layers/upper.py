@@ -16,12 +16,16 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 from .. import syscalls, whiteouts
 from ..errors import MountError, display
 from .directory import DirectoryLayer, Place
+
+_PATIENCE = 2.0
+"""Seconds to wait for the daemon of a mount that has just ended to let go of the work directory."""
 
 Make = Callable[[int, bytes], None]
 """Makes a file of some kind under a name in the directory of a descriptor."""
@@ -296,6 +300,14 @@ class Upper(DirectoryLayer):
     def discard(self, temporary: bytes) -> None:
         """Remove a file, or a directory without subdirectories, from the work directory."""
         _remove(self.work_fd, temporary)
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _empty(fd: int) -> None:
