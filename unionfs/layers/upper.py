@@ -86,12 +86,10 @@ class Upper(DirectoryLayer):
         if os.path.samestat(os.fstat(base), os.fstat(self._root.fd)):
             raise MountError(f"workdir and upperdir are the same directory: {display(work)}")
         for option, path, fd in (("upperdir", self.path, self._root.fd), ("workdir", work, base)):
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock(fd):
                 raise MountError(
                     f"{option} {display(path)} is in use by another mount; unmount it first"
-                ) from None
+                )
 
     @staticmethod
     def _open_work(base: int) -> int:
@@ -303,11 +301,17 @@ class Upper(DirectoryLayer):
 
 
 def _lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    """Take a directory for this mount, after a daemon that is just ending has let go of it."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def _empty(fd: int) -> None:
