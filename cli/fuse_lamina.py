@@ -51,13 +51,27 @@ def parse_mount_options(words: list[str]) -> dict[str, str]:
     """The ``-o`` options by name; a flag has an empty value, the last of a name decides."""
     found: dict[str, str] = {}
     for word in words:
-        # A comma may be escaped as in mount(8); colons stay as they are for lowerdir.
-        for item in word.replace("\\,", "\0").split(","):
-            name, _, value = item.replace("\0", ",").partition("=")
+        for item in _split_options(word):
+            name, _, value = item.partition("=")
             if name:
                 found.pop(name, None)
                 found[name] = value
     return found
+
+
+def _split_options(word: str) -> list[str]:
+    """Split at commas, which may be escaped as in mount(8); other escapes stay for lowerdir."""
+    items = [""]
+    characters = iter(word)
+    for character in characters:
+        if character == "\\":
+            following = next(characters, "")
+            items[-1] += following if following == "," else character + following
+        elif character == ",":
+            items.append("")
+        else:
+            items[-1] += character
+    return items
 
 
 def _take(arguments: Iterator[str], option: str) -> str:
