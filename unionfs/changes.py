@@ -447,4 +447,6 @@ class WritableTree(CopyUpTree):
             return None
         if node.place is not None:
             return os.dup(self.writable().fd(node.place))
+        if node.is_directory:
+            return None  # removed before its copy-up: nothing of it is to last
         return os.dup(self._writable_fd(node))

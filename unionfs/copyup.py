@@ -169,7 +169,8 @@ class CopyUpTree(Tree):
         else:
             parent, name = next(iter(node.names))
             assert parent.place is not None
-            upper.publish(staged, parent.place, name)
+            with upper.keeping_times(parent.place):
+                upper.publish(staged, parent.place, name)
             node.names[parent, name] = True
             if node.is_directory:
                 node.place = Place(parent.place, name)
@@ -218,6 +219,7 @@ class CopyUpTree(Tree):
         if node.is_directory or node.names[parent, name]:
             return
         assert parent.place is not None
-        self.writable().link(self.spot(node), parent.place, name, covered=False)
+        with self.writable().keeping_times(parent.place):
+            self.writable().link(self.spot(node), parent.place, name, covered=False)
         node.names[parent, name] = True
         node.extra -= 1

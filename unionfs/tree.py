@@ -268,6 +268,8 @@ class Tree:
                 continue
             if self._nodes.get(node.number) is not node:
                 continue
+            if node.upper and node.extra > 0 and node.names:
+                continue  # only this node knows which names below belong to the copy
             del self._nodes[node.number]
             for identity in node.identities:
                 del self._by_identity[identity]
@@ -434,12 +436,20 @@ class Tree:
         if is_private_xattr(name):
             raise fail(errno.ENODATA, name)
         if node.upper:
-            spot = self.spot(node)
-            return os.getxattr(spot.path(), name, follow_symlinks=spot.follow)
+            return self._upper_xattr(node, name)
         try:
             return self.xattrs(node)[name]
         except KeyError:
             raise fail(errno.ENODATA, name) from None
+
+    def _upper_xattr(self, node: Node, name: bytes) -> bytes:
+        spot = self.spot(node)
+        try:
+            return os.getxattr(spot.path(), name, follow_symlinks=spot.follow)
+        except OSError as error:
+            if error.errno == errno.ENOTSUP:  # the kernel would refuse access for want of an ACL
+                raise fail(errno.ENODATA, name) from None
+            raise
 
     # -- contents ----------------------------------------------------------------------------
 

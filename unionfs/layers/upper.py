@@ -17,7 +17,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .. import syscalls, whiteouts
@@ -173,6 +173,14 @@ class Upper(DirectoryLayer):
         except BaseException:
             self.discard(temporary)
             raise
+
+    @contextlib.contextmanager
+    def keeping_times(self, directory: Place) -> Iterator[None]:
+        """Let a directory keep its times while a copy-up, which nobody asked for, changes it."""
+        before = os.fstat(self.fd(directory))
+        yield
+        with contextlib.suppress(PermissionError):  # a directory that is another user's
+            os.utime(self.fd(directory), ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def publish(self, temporary: bytes, directory: Place, name: bytes) -> None:
         """Put a file of the work directory in its place, over whatever whiteout stands there."""

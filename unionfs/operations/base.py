@@ -20,6 +20,7 @@ class Base(pyfuse3.Operations):
         super().__init__()
         self.tree = tree
         self.enable_writeback_cache = tree.upper is not None
+        self.enable_acl = True  # else the kernel keeps showing the mode of before a setfacl(1)
 
     def describe(self, node: Node) -> pyfuse3.EntryAttributes:
         """The attributes of a node in the kernel's form."""
