@@ -27,9 +27,17 @@ def report(error: BaseException) -> int:
     Errors that users can cause carry a message meant for them. Whatever else arrives here is a
     mistake in this program: it gets a line as well, and ``--debug`` shows where it happened.
     """
+    try:
+        return _report(error)
+    finally:
+        # What a full disk did not take is still buffered. Python would try again at exit, complain
+        # a second time and turn the exit code into 120.
+        _silence_output()
+
+
+def _report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         # Whoever read the output has seen enough; click ends so, too, where it notices first.
-        _silence_output()
         return FAILURE
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
@@ -97,9 +105,10 @@ def say(message: str) -> None:
 
 
 def _silence_output() -> None:
-    """Point the standard streams nowhere, so that flushing them at exit cannot fail again."""
+    """Point those standard streams nowhere that take no more, so that none fails again at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    # A stream is None if the caller has closed its descriptor.
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError:

@@ -85,7 +85,7 @@ def commit(
     with store.session() as session:
         diff_ids = [layer.diff_id for layer in base.layers]
         with closing(DirectoryLayer(os.fsencode(container.upper))) as upper:
-            changed = _root_changed(upper, store.root_attributes(base))
+            changed = _root_changed(upper, container)
             layer = session.add_layer(Difference(upper, clamp=clamp, with_root=changed))
         empty = layer.diff_id == digest.EMPTY_TAR
         moment = models.format_time(created if created is not None else datetime.now(UTC))
@@ -135,14 +135,19 @@ def _container_config(document: dict[str, Any], container: ContainerConfig) -> d
     return config
 
 
-def _root_changed(upper: DirectoryLayer, root: RootAttributes) -> bool:
-    """Whether the upper's root directory looks otherwise than the image's."""
-    own = upper.attributes(upper.root())
-    xattrs = upper.xattrs(upper.root())
+def _root_changed(upper: DirectoryLayer, container: Container) -> bool:
+    """Whether the upper's root directory looks otherwise than when the container was made.
+
+    The image is not asked: without privileges the upper could not be given the owner of the image's
+    root, and which number this user's own ID is depends on the user namespace of this process.
+    """
+    with closing(DirectoryLayer(os.fsencode(container.pristine))) as pristine:
+        return _root_of(upper) != _root_of(pristine)
+
+
+def _root_of(layer: DirectoryLayer) -> RootAttributes:
+    """What the root directory of an upper looks like, but for what the host alone decides."""
+    own = layer.attributes(layer.root())
+    xattrs = layer.xattrs(layer.root())
     xattrs.pop(b"security.selinux", None)
-    return (stat.S_IMODE(own.mode), own.uid, own.gid, xattrs) != (
-        root.mode,
-        root.uid,
-        root.gid,
-        dict(root.xattrs),
-    )
+    return RootAttributes(stat.S_IMODE(own.mode), own.uid, own.gid, xattrs)

@@ -1,8 +1,8 @@
 """The containers of a store: their rows and their directories.
 
-A container's directory holds ``upper`` and ``work`` for its mount, and ``lock``, which its
-supervisor holds for as long as the container runs. So a container whose supervisor was killed is
-seen to have exited, whatever its row says.
+A container's directory holds ``upper`` and ``work`` for its mount, ``pristine`` to compare the
+upper with, and ``lock``, which its supervisor holds for as long as the container runs. So a
+container whose supervisor was killed is seen to have exited, whatever its row says.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ class Container:
     def upper(self) -> Path:
         """The directory that takes the container's changes."""
         return self.directory / "upper"
+
+    @property
+    def pristine(self) -> Path:
+        """An empty directory that looks as ``upper`` did when the container was made."""
+        return self.directory / "pristine"
 
     @property
     def work(self) -> Path:
@@ -291,15 +296,22 @@ def _make_directories(path: Path, root: RootAttributes) -> None:
     path.mkdir(0o700)
     (path / "work").mkdir(0o700)
     (path / "lock").touch(0o600)
-    upper = path / "upper"
-    upper.mkdir(0o700)
-    # Without privileges files cannot be given away: the upper stays the user's own.
+    # Made twice: how much of the image's root could be set here, and how it looks from inside a
+    # user namespace, only another directory of the same origin can tell.
+    for name in ("upper", "pristine"):
+        _make_root(path / name, root)
+
+
+def _make_root(path: Path, root: RootAttributes) -> None:
+    """A directory that looks like the root of the image, as far as this user may make one."""
+    path.mkdir(0o700)
+    # Without privileges files cannot be given away: the directory stays the user's own.
     with _allowing(errno.EPERM, errno.EINVAL):
-        os.chown(upper, root.uid, root.gid)
-    upper.chmod(root.mode)
+        os.chown(path, root.uid, root.gid)
+    path.chmod(root.mode)
     for name, value in root.xattrs.items():
         with _allowing(errno.EPERM, errno.ENOTSUP):
-            os.setxattr(upper, name, value)
+            os.setxattr(path, name, value)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from snapshotter.containers.userns import call_inside, single_mapping
 from snapshotter.images import commit, import_rootfs
-from snapshotter.store import ContainerConfig, Store
+from snapshotter.store import ContainerConfig, Image, Store
 from tests.snapshotter.helpers import (
     check,
     members_of,
@@ -83,6 +85,57 @@ def test_a_changed_root_directory_is_part_of_the_layer(store: Store) -> None:
     image = commit(store, container)
     assert len(image.layers) == 2
     assert store.root_attributes(image).mode == 0o711
+
+
+def _image_with_root_of(store: Store, uid: int) -> Image:
+    """An image whose root directory belongs to ``uid``."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        root = tarfile.TarInfo("./")
+        root.type, root.mode, root.uid, root.gid = tarfile.DIRTYPE, 0o755, uid, uid
+        archive.addfile(root)
+    return import_rootfs(store, io.BytesIO(out.getvalue()))
+
+
+def test_an_owner_that_could_not_be_set_is_no_change(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    base = _image_with_root_of(store, 33)
+    with monkeypatch.context() as unprivileged:
+        unprivileged.setattr(os, "chown", refuse)
+        container = new_container(store, base)
+    assert commit(store, container).layers == base.layers
+    container.upper.chmod(0o711)
+    assert len(commit(store, container).layers) == 2
+
+
+@pytest.mark.root
+def test_a_root_directory_given_to_another_is_a_change(store: Store) -> None:
+    base = _image_with_root_of(store, 33)
+    container = new_container(store, base)
+    assert commit(store, container).layers == base.layers
+    os.chown(container.upper, 0, 0)
+    image = commit(store, container)
+    assert len(image.layers) == 2
+    assert store.root_attributes(image)[:3] == (0o755, 0, 0)
+
+
+@pytest.mark.parametrize("owner", [0, 33])
+def test_inside_a_user_namespace_the_root_directory_is_no_change_either(
+    store: Store, owner: int
+) -> None:
+    base = _image_with_root_of(store, owner)
+    container = new_container(store, base)
+
+    def commit_inside() -> None:
+        with Store.open(store.root) as opened:
+            commit(opened, opened.container(container.id), reference="inside")
+
+    call_inside(single_mapping(), "", commit_inside)
+    assert store.image("inside").layers == base.layers
 
 
 def test_the_configuration_is_merged_as_docker_does(store: Store) -> None:
