@@ -101,7 +101,9 @@ class WritableTree(CopyUpTree):
                 raise
 
         assert parent.place is not None
-        upper.add(parent.place, name, make_owned, covered=self._is_covered(parent, name))
+        takes_steps = owner != (os.geteuid(), os.getegid()) or mode & (stat.S_ISUID | stat.S_ISGID)
+        aside = bool(takes_steps) or self._is_covered(parent, name)
+        upper.add(parent.place, name, make_owned, aside=aside)
         self._count_directory(parent, stat.S_IFMT(mode), +1)
         return self._enter_new(parent, name, stat.S_IFMT(mode))
 

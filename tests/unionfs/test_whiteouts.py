@@ -231,6 +231,8 @@ def test_xattr_whiteouts_of_an_upper_are_written_over_and_moved_onto(tmp_path: P
         (tmp_path / "upper" / name).touch()
         os.setxattr(tmp_path / "upper" / name, "user.overlay.whiteout", b"")
     os.setxattr(tmp_path / "upper", "user.overlay.opaque", b"x")
+    (tmp_path / "low/sub").mkdir()
+    (tmp_path / "low/sub/from").touch()
     (tmp_path / "upper/sub/from").mkdir(parents=True)
     (tmp_path / "upper/sub/file").write_text("moved")
     places = ([tmp_path / "low"], tmp_path / "upper", tmp_path / "work")

@@ -27,6 +27,8 @@ from .directory import DirectoryLayer, Place
 _PATIENCE = 2.0
 """Seconds to wait for the daemon of a mount that has just ended to let go of the work directory."""
 
+_DEFAULT_ACL = "system.posix_acl_default"
+
 Make = Callable[[int, bytes], None]
 """Makes a file of some kind under a name in the directory of a descriptor."""
 
@@ -65,7 +67,11 @@ class Upper(DirectoryLayer):
         """
         super().__init__(path)
         self.privileged = syscalls.has_capability(0)  # CAP_CHOWN
-        base = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            base = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            super().close()
+            raise
         try:
             self._check(work, base)
             self.work_fd = self._open_work(base)
@@ -99,6 +105,11 @@ class Upper(DirectoryLayer):
             b"work", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=base
         )
         _empty(fd)
+        try:
+            os.removexattr(fd, _DEFAULT_ACL)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+                raise
         return fd
 
     def _choose_number_xattr(self) -> str | None:
@@ -157,18 +168,19 @@ class Upper(DirectoryLayer):
 
     # -- names ---------------------------------------------------------------------------------
 
-    def add(self, directory: Place, name: bytes, make: Make, *, covered: bool) -> None:
+    def add(self, directory: Place, name: bytes, make: Make, *, aside: bool) -> None:
         """Make a file under a name that the upper shows as absent.
 
-        ``covered`` says that lower layers have the name, so that a whiteout may stand in its place:
-        the file is then made aside and renamed over it.
+        ``aside`` says that a whiteout may stand in its place, or that making the file takes more
+        than one step: it is then made in the work directory and renamed into its place.
         """
-        if not covered:
+        if not aside:
             make(self.fd(directory), name)
             return
         temporary = self.temporary()
         try:
-            make(self.work_fd, temporary)
+            with self._inheriting(directory):
+                make(self.work_fd, temporary)
             self.publish(temporary, directory, name)
         except BaseException:
             self.discard(temporary)
@@ -181,6 +193,22 @@ class Upper(DirectoryLayer):
         yield
         with contextlib.suppress(PermissionError):  # a directory that is another user's
             os.utime(self.fd(directory), ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    @contextlib.contextmanager
+    def _inheriting(self, directory: Place) -> Iterator[None]:
+        """Have what is made aside inherit the default ACL of the directory that it is for."""
+        try:
+            acl = os.getxattr(self.fd(directory), _DEFAULT_ACL)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+                raise
+            yield
+            return
+        os.setxattr(self.work_fd, _DEFAULT_ACL, acl)
+        try:
+            yield
+        finally:
+            os.removexattr(self.work_fd, _DEFAULT_ACL)
 
     def publish(self, temporary: bytes, directory: Place, name: bytes) -> None:
         """Put a file of the work directory in its place, over whatever whiteout stands there."""
@@ -261,9 +289,13 @@ class Upper(DirectoryLayer):
             self._cover(source_fd, source)
         self._unmark(target_fd, target)
 
-    @staticmethod
-    def _swap_with_whiteout(source_fd: int, source: bytes, target_fd: int, target: bytes) -> bool:
-        """Exchange a directory with the whiteout it cannot replace, if that is what there is."""
+    def _swap_with_whiteout(
+        self, source_fd: int, source: bytes, target_fd: int, target: bytes
+    ) -> bool:
+        """Exchange a directory with the whiteout it cannot replace, if that is what there is.
+
+        A whiteout by xattr, which would be a plain file in another directory, is replaced first.
+        """
         try:
             there = os.stat(target, dir_fd=target_fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -271,6 +303,9 @@ class Upper(DirectoryLayer):
         info = os.stat(source, dir_fd=source_fd, follow_symlinks=False)
         if not stat.S_ISDIR(info.st_mode) or stat.S_ISDIR(there.st_mode):
             return False
+        if not whiteouts.is_device(there):
+            self._cover(target_fd, target)
+            return self._swap_with_whiteout(source_fd, source, target_fd, target)
         syscalls.renameat2(source_fd, source, target_fd, target, syscalls.RENAME_EXCHANGE)
         return True
 
@@ -292,15 +327,22 @@ class Upper(DirectoryLayer):
                 spot.name, new, src_dir_fd=spot.dir_fd, dst_dir_fd=fd, follow_symlinks=spot.follow
             )
 
-        self.add(directory, name, make, covered=covered)
+        self.add(directory, name, make, aside=covered)
 
     def make_opaque(self, directory: Place) -> None:
         """Hide what lower layers have in a directory."""
         whiteouts.make_opaque(self.fd(directory))
 
     def clear_whiteouts(self, directory: Place) -> None:
-        """Empty a directory that shows nothing, without lower layers showing through."""
+        """Empty a directory that shows nothing, without lower layers showing through.
+
+        A marker file that makes it opaque goes with the rest, so one beside the directory replaces
+        it, until something else is renamed into its place.
+        """
         self.make_opaque(directory)
+        if whiteouts.opaque_value(self.fd(directory)) != b"y":
+            assert directory.parent is not None
+            self._mark(self.fd(directory.parent), directory.name)
         _empty(self.fd(directory))
 
     def discard(self, temporary: bytes) -> None:
