@@ -367,7 +367,10 @@ def test_without_upper_nothing_can_be_changed(tmp_path: Path) -> None:
     side.tree.close()
 
 
-def test_an_upper_serves_one_union_at_a_time(tmp_path: Path, union: Union) -> None:
+def test_an_upper_serves_one_union_at_a_time(
+    tmp_path: Path, union: Union, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unionfs.layers.upper._PATIENCE", 0.1)
     union()
     (tmp_path / "other").mkdir()
     for upper, work in (("upper", "work"), ("upper", "other"), ("other", "work")):
