@@ -67,6 +67,7 @@ class UnionMachine(RuleBasedStateMachine):
         self.plain = PlainSide(self.directory / "plain")
         self.tree: WritableTree | None = None
         self.held: list[tuple[Node, int]] = []
+        self.linked = False
 
     def teardown(self) -> None:
         self.let_go()
@@ -78,25 +79,25 @@ class UnionMachine(RuleBasedStateMachine):
         low=st.dictionaries(PATHS, DATA, max_size=6),
         middle=st.dictionaries(PATHS, DATA, max_size=4),
         gone=st.lists(PATHS, max_size=2),
-        links=st.lists(st.tuples(PATHS, PATHS), max_size=2),
+        links=st.lists(st.tuples(st.integers(0, 9), PATHS), max_size=3),
     )
     def layers(
         self,
         low: dict[bytes, bytes],
         middle: dict[bytes, bytes],
         gone: list[bytes],
-        links: list[tuple[bytes, bytes]],
+        links: list[tuple[int, bytes]],
     ) -> None:
         """Fill the lower layers, and the plain directory with what they show together."""
+        if links and not self.packed:
+            # Only a pack knows which names of a file layers above it hide, and counts without them.
+            middle, gone = {}, []
         for layer, contents in (("low", low), ("middle", middle)):
             side = PlainSide(self.directory / layer)
             for path, data in contents.items():
                 plant(side, path, data)
-            # Only a pack knows which names of a file layers above it hide, and counts without them.
-            if layer == "low" and (self.packed or not (middle or gone)):
-                for source, target in links:
-                    if side.kind(source) == stat.S_IFREG:
-                        attempt(partial(side.link, source, target))
+            if layer == "low":
+                self.link_below(side, sorted(contents), links)
         for path in gone:
             whiteout(PlainSide(self.directory / "middle"), path)
         subprocess.run(
@@ -107,6 +108,18 @@ class UnionMachine(RuleBasedStateMachine):
             for layer in ("low", "middle"):
                 pack(self.directory / layer)
         self.open()
+        if self.linked and not self.packed:
+            for path in self.union.walk():
+                self.union.node(path).lookups += 1  # as the kernel does that has seen them
+
+    def link_below(
+        self, side: PlainSide, paths: list[bytes], links: list[tuple[int, bytes]]
+    ) -> None:
+        """Give files of a lower layer more names."""
+        for which, target in links:
+            source = paths[which % len(paths)] if paths else b""
+            if side.kind(source) == stat.S_IFREG:
+                self.linked |= attempt(partial(side.link, source, target)) == 0
 
     def open(self) -> None:
         if not self.packed:
@@ -247,9 +260,7 @@ class UnionMachine(RuleBasedStateMachine):
 
     def remembers(self) -> bool:
         """Whether memory alone knows something: which names a file of a lower directory has."""
-        return not self.packed and any(
-            seen.links > 1 and seen.kind != stat.S_IFDIR for seen in self.plain.walk().values()
-        )
+        return self.linked and not self.packed
 
     @rule()
     def reopen(self) -> None:
