@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 WHITEOUT = 0
 """The kind of a name that a layer declares gone; every other kind is a ``stat.S_IF*`` value."""
 
-ROOT_UID = 0
 XATTR_MAX = 65536
 NAME_MAX = 255
 

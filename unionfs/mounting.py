@@ -34,7 +34,15 @@ from .layers.packed import PackedLayer
 from .layers.upper import Upper
 from .pack import Pack
 
-__all__ = ["MountOptions", "check", "may_mount_directly", "serve", "start", "unmount"]
+__all__ = [
+    "MountOptions",
+    "check",
+    "may_mount_directly",
+    "mounted_at",
+    "serve",
+    "start",
+    "unmount",
+]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +58,6 @@ def start(options: MountOptions, log_file: Path | None = None) -> int:
     Returns once the mount answers. The daemon logs to ``log_file``, or nowhere. Raises
     :class:`MountError` with what the daemon said if it could not start; nothing is then mounted.
     """
-    check(options)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -22,7 +22,6 @@ MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_SYNCHRONOUS = 0x10
-MS_REMOUNT = 0x20
 MS_DIRSYNC = 0x80
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
@@ -30,8 +29,6 @@ MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
-MS_RELATIME = 0x200000
-MS_STRICTATIME = 0x1000000
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -39,7 +36,6 @@ UMOUNT_NOFOLLOW = 8
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
 
 CAP_SYS_ADMIN = 21
 
@@ -72,11 +68,6 @@ def umount(target: bytes, flags: int = 0) -> None:
 def unshare(flags: int) -> None:
     """Move this process into new namespaces (CLONE_NEW* flags; unshare(2))."""
     _check(_libc.unshare(flags))
-
-
-def setns(fd: int, kind: int) -> None:
-    """Join the namespace that ``fd`` refers to (setns(2))."""
-    _check(_libc.setns(fd, kind))
 
 
 def clone_file(source_fd: int, target_fd: int) -> bool:

@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from types import FrameType
 
 from unionfs import mounting
 from unionfs.errors import MountError
+from unionfs.locks import lock_within
 
 from ..errors import Conflict, NoSuchContainer
 from ..store import Container, ContainerConfig, Image, Store
@@ -319,11 +319,7 @@ def remove(store: Store, container: Container, search_path: str) -> None:
 def _end_leftover_mount(rootfs: Path) -> None:
     """Unmount what the killed supervisor of an ordinary user could not take with it."""
     # Not os.path.ismount(), which does not see a mount whose daemon is dead.
-    shown = os.fsencode(rootfs).replace(b"\\", rb"\134")
-    for char, escape in ((b" ", rb"\040"), (b"\t", rb"\011"), (b"\n", rb"\012")):
-        shown = shown.replace(char, escape)
-    mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    if any(line.split(b" ")[4] == shown for line in mounts):
+    if mounting.mounted_at(os.fsencode(rootfs)) is not None:
         mounting.unmount(os.fsencode(rootfs), lazy=True)
 
 
@@ -359,17 +355,10 @@ def kill(store: Store, container: Container) -> None:
 
 
 def _wait_until_free(container: Container) -> None:
-    deadline = time.monotonic() + _KILL_PATIENCE_SECONDS
-    while container.lock.exists():
-        try:
-            with container.lock.open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise Conflict(
-                    f"container {container.short_id} was killed but does not end"
-                ) from None
-            time.sleep(0.02)
-        except FileNotFoundError:
-            return
+    try:
+        lock = container.lock.open("rb")
+    except FileNotFoundError:
+        return  # it was removed meanwhile
+    with lock:
+        if not lock_within(lock.fileno(), fcntl.LOCK_SH, _KILL_PATIENCE_SECONDS):
+            raise Conflict(f"container {container.short_id} was killed but does not end")

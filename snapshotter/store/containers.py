@@ -12,7 +12,6 @@ import fcntl
 import os
 import re
 import secrets
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+
+from unionfs.locks import lock_within
 
 from .. import digest, names
 from ..errors import AmbiguousId, Conflict, InvalidName, NoSuchContainer, NoSuchImage, StoreError
@@ -256,17 +257,10 @@ def hold(container: Container, patience: float = 1.0) -> int:
     those who merely look whether it is held do so for a moment only.
     """
     fd = os.open(container.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise Conflict(f"container {container.short_id} is already running") from None
-            time.sleep(0.01)
-        else:
-            return fd
+    if not lock_within(fd, fcntl.LOCK_EX, patience):
+        os.close(fd)
+        raise Conflict(f"container {container.short_id} is already running")
+    return fd
 
 
 def _is_held(lock: Path) -> bool:

@@ -167,9 +167,7 @@ class Layers:
             ingested.unresolved,
             complete,
         )
-        (number,) = self._database.row(
-            "SELECT number FROM layer WHERE diff_id = ?", ingested.diff_id
-        ) or (0,)
+        number = self.require([digest.text(ingested.diff_id)])[0].number
         self._database.run_many(
             "INSERT INTO layer_source SELECT ?, number FROM layer WHERE diff_id = ?",
             [(number, source) for source in ingested.sources if source != ingested.diff_id],

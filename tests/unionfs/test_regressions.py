@@ -14,14 +14,9 @@ import pytest
 from tests.support.mounts import mounted
 from tests.unionfs.trees import UnionSide, open_tree
 
+pytestmark = pytest.mark.usefixtures("no_umask")
+
 LONG_AGO = 978_307_200_000_000_000
-
-
-@pytest.fixture(autouse=True)
-def _no_umask() -> Iterator[None]:
-    before = os.umask(0)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture

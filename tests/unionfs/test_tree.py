@@ -17,14 +17,9 @@ from unionfs.errors import MountError
 from unionfs.layers.directory import DirectoryLayer
 from unionfs.layers.upper import Upper
 
+pytestmark = pytest.mark.usefixtures("no_umask")
+
 Union = Callable[[], UnionSide]
-
-
-@pytest.fixture(autouse=True)
-def _no_umask() -> Iterator[None]:
-    before = os.umask(0)
-    yield
-    os.umask(before)
 
 
 @pytest.fixture

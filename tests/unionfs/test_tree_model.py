@@ -36,6 +36,8 @@ from unionfs.layers.upper import Upper
 from unionfs.nodes import Node
 from unionfs.pack import Pack, ingest
 
+pytestmark = pytest.mark.usefixtures("no_umask")
+
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
 DATA = st.binary(max_size=12)
@@ -341,16 +343,12 @@ class PackedMachine(UnionMachine):
 
 @pytest.mark.parametrize("machine", [UnionMachine, PackedMachine])
 def test_a_union_behaves_like_a_directory(machine: type[UnionMachine]) -> None:
-    umask = os.umask(0)
-    try:
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=40,
-                stateful_step_count=20,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-    finally:
-        os.umask(umask)
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from unionfs.entry import Owner
 from unionfs.errors import MountError
 from unionfs.layers.upper import Upper
 
+pytestmark = pytest.mark.usefixtures("no_umask")
+
 STEPS = [
     (os, "open"), (os, "mkdir"), (os, "mknod"), (os, "symlink"), (os, "link"), (os, "unlink"),
     (os, "rmdir"), (os, "rename"), (os, "chmod"), (os, "chown"), (os, "utime"), (os, "setxattr"),
@@ -28,13 +30,6 @@ STEPS = [
 
 KILLED, REFUSED = 9, 3
 STRANGER = Owner(OWNER.uid + 7, OWNER.gid + 7) if OWNER.uid == 0 else OWNER
-
-
-@pytest.fixture(autouse=True)
-def _no_umask() -> Iterator[None]:
-    before = os.umask(0)
-    yield
-    os.umask(before)
 
 
 class State(NamedTuple):

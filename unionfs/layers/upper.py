@@ -16,12 +16,12 @@ import errno
 import fcntl
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from .. import syscalls, whiteouts
 from ..errors import MountError, display
+from ..locks import lock_within
 from .directory import DirectoryLayer, Place
 
 _PATIENCE = 2.0
@@ -92,7 +92,7 @@ class Upper(DirectoryLayer):
         if os.path.samestat(os.fstat(base), os.fstat(self._root.fd)):
             raise MountError(f"workdir and upperdir are the same directory: {display(work)}")
         for option, path, fd in (("upperdir", self.path, self._root.fd), ("workdir", work, base)):
-            if not _lock(fd):
+            if not lock_within(fd, fcntl.LOCK_EX, _PATIENCE):
                 raise MountError(
                     f"{option} {display(path)} is in use by another mount; unmount it first"
                 )
@@ -348,20 +348,6 @@ class Upper(DirectoryLayer):
     def discard(self, temporary: bytes) -> None:
         """Remove a file, or a directory without subdirectories, from the work directory."""
         _remove(self.work_fd, temporary)
-
-
-def _lock(fd: int) -> bool:
-    """Take a directory for this mount, after a daemon that is just ending has let go of it."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
 
 
 def _empty(fd: int) -> None:
