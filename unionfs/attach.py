@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from . import syscalls
 from .errors import MountError, display
-from .nodes import IdMap
+from .owners import IdMap
 
 log = logging.getLogger(__name__)
 

@@ -10,26 +10,12 @@ from .entry import Handle
 from .layers import Content, Layer
 from .layers.directory import Place
 
-IdMap = tuple[tuple[int, int, int], ...]
-"""Ranges (id in the layer, id shown, count). Empty for "as it is"; ids outside are OVERFLOW_ID."""
-
-OVERFLOW_ID = 65534
 Part = tuple[Layer, Handle]
 
 
 def fail(number: int, name: bytes = b"") -> OSError:
     """The error of a request that cannot be met."""
     return OSError(number, os.strerror(number), name)
-
-
-def shown_id(mapping: IdMap, value: int) -> int:
-    """The id that a mount shows for the owner ``value`` of a lower file."""
-    if not mapping:
-        return value
-    for first, shown, count in mapping:
-        if first <= value < first + count:
-            return shown + value - first
-    return OVERFLOW_ID
 
 
 class Listing:

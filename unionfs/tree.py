@@ -27,7 +27,8 @@ from .layers import Content, Layer
 from .layers.directory import Place, attributes_of, visible_xattrs
 from .layers.packed import PackedLayer
 from .layers.upper import Spot, Upper, pinned
-from .nodes import IdMap, Listing, Node, Part, fail, shown_id
+from .nodes import Listing, Node, Part, fail
+from .owners import IdMap, shown_id
 from .whiteouts import is_private_xattr
 
 
