@@ -16,8 +16,11 @@ from pyfuse3 import (
 )
 
 from ..entry import Owner
+from ..nodes import Node
 from .base import Base, absent
 from .boundary import answer
+
+DEFAULT_ACL = b"system.posix_acl_default"
 
 
 class NameOperations(Base):
@@ -43,6 +46,16 @@ class NameOperations(Base):
                 continue
             self.tree.forget(node, count)
 
+    def _masked(self, parent: Node, mode: ModeT, ctx: RequestContext) -> ModeT:
+        """The mode of a new file: a default ACL takes the place of the umask (acl(5))."""
+        if not ctx.umask & mode:
+            return mode
+        try:
+            self.tree.xattr(parent, DEFAULT_ACL)
+        except OSError:
+            return ModeT(mode & ~ctx.umask)
+        return mode
+
     @answer
     async def mknod(
         self,
@@ -54,6 +67,7 @@ class NameOperations(Base):
     ) -> EntryAttributes:
         """Make a special file, or a regular one for mknod(2)."""
         parent = self.tree.node(parent_inode)
+        mode = self._masked(parent, mode, ctx)
         return self.introduce(self.tree.mknod(parent, name, mode, rdev, Owner(ctx.uid, ctx.gid)))
 
     @answer
@@ -62,6 +76,7 @@ class NameOperations(Base):
     ) -> EntryAttributes:
         """Make a directory."""
         parent = self.tree.node(parent_inode)
+        mode = self._masked(parent, mode, ctx)
         return self.introduce(self.tree.mkdir(parent, name, mode, Owner(ctx.uid, ctx.gid)))
 
     @answer
@@ -96,6 +111,7 @@ class NameOperations(Base):
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a regular file and open it."""
         parent = self.tree.node(parent_inode)
+        mode = self._masked(parent, mode, ctx)
         node = self.tree.create(parent, name, mode, Owner(ctx.uid, ctx.gid))
         entry = self.introduce(node)
         self.tree.open_file(node)
