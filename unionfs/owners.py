@@ -1,13 +1,31 @@
-"""Whose files a mount shows: id maps and squashing, both ways."""
+"""Whose files a mount shows: id maps and squashing, both ways.
+
+The meaning is that of fuse-overlayfs' ``uidmapping``, ``gidmapping``, ``squash_to_root``,
+``squash_to_uid`` and ``squash_to_gid`` (fuse-overlayfs(1)), with one difference. An id that no
+range covers is shown as the overflow id, there as here; but where fuse-overlayfs would silently
+give a file to the overflow id on disk, here the chown or the creation fails with EOVERFLOW, as it
+does on an idmapped mount of the kernel (mount_setattr(2)).
+
+Squashing hides owners and does not change them: what is written is still what was asked for. As
+nobody sees it, an id outside the ranges is then no error and leaves the owner alone.
+"""
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 IdMap = tuple[tuple[int, int, int], ...]
 """Ranges (id in the layer, id shown, count). Empty for "as it is"; ids outside are OVERFLOW_ID."""
 
 OVERFLOW_ID = 65534
+"""Who owns what nobody known owns: the kernel's default, proc(5), ``overflowuid``."""
+
+UNCHANGED = -1
+"""In place of an id that is to be left alone, as for chown(2)."""
+
+_ID_MAX = 2**32 - 2
+"""The largest id; the one above it is -1."""
 
 
 def shown_id(mapping: IdMap, value: int) -> int:
@@ -20,20 +38,90 @@ def shown_id(mapping: IdMap, value: int) -> int:
     return OVERFLOW_ID
 
 
-def kept_id(mapping: IdMap, value: int) -> int:
-    """The owner that a file gets on disk for the shown id ``value``."""
-    return shown_id(tuple((shown, first, count) for first, shown, count in mapping), value)
+def kept_id(mapping: IdMap, value: int) -> int | None:
+    """The owner that a file gets on disk for the shown id ``value``; None if no range has it."""
+    if not mapping or value == UNCHANGED:
+        return value
+    for first, shown, count in mapping:
+        if shown <= value < shown + count:
+            return first + value - shown
+    return None
+
+
+def check_map(mapping: IdMap) -> None:
+    """Raise :class:`ValueError` unless every id has at most one other, whichever way it goes.
+
+    The rules are those for ``/proc/PID/uid_map`` (user_namespaces(7)): ranges are not empty, end
+    below 2**32 - 1 and do not overlap, neither on disk nor as shown.
+    """
+    for side, what in enumerate(("in the layers", "shown")):
+        end = 0
+        for part in sorted(mapping, key=lambda part: part[side]):
+            first, count = part[side], part[2]
+            name = ":".join(map(str, part))
+            if count < 1:
+                raise ValueError(f"the range {name} is empty")
+            if first < 0 or first + count - 1 > _ID_MAX:
+                raise ValueError(f"the range {name} leaves the ids from 0 to {_ID_MAX}")
+            if first < end:
+                raise ValueError(f"the range {name} overlaps another in its ids {what}")
+            end = first + count
 
 
 @dataclass(frozen=True)
 class Owners:
-    """What the mount as a whole does to owners.
+    """What a mount does to owners.
 
-    ``uids`` and ``gids`` map ids on disk to ids shown; ``squash_uid`` and ``squash_gid`` give every
-    file one owner, also on disk for files made or given away.
+    ``uids`` and ``gids`` map ids on disk to ids shown; ``squash_uid`` and ``squash_gid`` are shown
+    as owner of every file whatever the maps say (0 and 0 for ``squash_to_root``). Raises
+    :class:`ValueError` for maps and ids that make no sense.
     """
 
     uids: IdMap = ()
     gids: IdMap = ()
     squash_uid: int | None = None
     squash_gid: int | None = None
+
+    def __post_init__(self) -> None:
+        check_map(self.uids)
+        check_map(self.gids)
+        for squash in (self.squash_uid, self.squash_gid):
+            if squash is not None and not 0 <= squash <= _ID_MAX:
+                raise ValueError(f"{squash} is no id; ids go from 0 to {_ID_MAX}")
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is shown or kept differently from what it is."""
+        return bool(self.uids or self.gids or self.squashes)
+
+    @property
+    def squashes(self) -> bool:
+        """Whether owners are hidden, so that failing to set one must not fail the caller."""
+        return self.squash_uid is not None or self.squash_gid is not None
+
+    def shown(self, uid: int, gid: int) -> tuple[int, int]:
+        """The owner a mount shows for the owner on disk."""
+        return (
+            shown_id(self.uids, uid) if self.squash_uid is None else self.squash_uid,
+            shown_id(self.gids, gid) if self.squash_gid is None else self.squash_gid,
+        )
+
+    def kept(self, uid: int, gid: int) -> tuple[int, int]:
+        """The owner on disk for one that a caller of the mount is or asks for.
+
+        UNCHANGED stays; it also stands for an id outside the ranges where owners are squashed.
+        Raises :class:`OSError` EOVERFLOW for such an id where they are not.
+        """
+        return (
+            _kept(self.uids, uid, squashed=self.squash_uid is not None),
+            _kept(self.gids, gid, squashed=self.squash_gid is not None),
+        )
+
+
+def _kept(mapping: IdMap, value: int, *, squashed: bool) -> int:
+    found = kept_id(mapping, value)
+    if found is not None:
+        return found
+    if squashed:
+        return UNCHANGED
+    raise OSError(errno.EOVERFLOW, f"the id {value} is outside the mapped ranges")
