@@ -14,11 +14,12 @@ import os
 import re
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from . import syscalls
 from .errors import MountError, display
+from .options import TreeOptions
 from .owners import IdMap
 
 log = logging.getLogger(__name__)
@@ -26,24 +27,52 @@ log = logging.getLogger(__name__)
 FILESYSTEM = "fuse.lamina"
 DEVICE = "/dev/fuse"
 
+_MS_NOSYMFOLLOW = 0x100
+_MS_SILENT = 0x8000
+_MS_RELATIME = 0x200000
+_MS_STRICTATIME = 0x1000000
+_MS_LAZYTIME = 0x2000000
+_ATIMES = syscalls.MS_NOATIME | _MS_RELATIME | _MS_STRICTATIME
+
 FLAGS = {
-    "ro": (syscalls.MS_RDONLY, True),
-    "rw": (syscalls.MS_RDONLY, False),
-    "nosuid": (syscalls.MS_NOSUID, True),
-    "suid": (syscalls.MS_NOSUID, False),
-    "nodev": (syscalls.MS_NODEV, True),
-    "dev": (syscalls.MS_NODEV, False),
-    "noexec": (syscalls.MS_NOEXEC, True),
-    "exec": (syscalls.MS_NOEXEC, False),
-    "noatime": (syscalls.MS_NOATIME, True),
-    "atime": (syscalls.MS_NOATIME, False),
-    "nodiratime": (syscalls.MS_NODIRATIME, True),
-    "diratime": (syscalls.MS_NODIRATIME, False),
-    "sync": (syscalls.MS_SYNCHRONOUS, True),
-    "async": (syscalls.MS_SYNCHRONOUS, False),
-    "dirsync": (syscalls.MS_DIRSYNC, True),
+    "ro": (0, syscalls.MS_RDONLY),
+    "rw": (syscalls.MS_RDONLY, 0),
+    "nosuid": (0, syscalls.MS_NOSUID),
+    "suid": (syscalls.MS_NOSUID, 0),
+    "nodev": (0, syscalls.MS_NODEV),
+    "dev": (syscalls.MS_NODEV, 0),
+    "noexec": (0, syscalls.MS_NOEXEC),
+    "exec": (syscalls.MS_NOEXEC, 0),
+    "noatime": (_ATIMES, syscalls.MS_NOATIME),
+    "atime": (syscalls.MS_NOATIME, 0),
+    "relatime": (_ATIMES, _MS_RELATIME),
+    "norelatime": (_MS_RELATIME, 0),
+    "strictatime": (_ATIMES, _MS_STRICTATIME),
+    "nostrictatime": (_MS_STRICTATIME, 0),
+    "lazytime": (0, _MS_LAZYTIME),
+    "nolazytime": (_MS_LAZYTIME, 0),
+    "nodiratime": (0, syscalls.MS_NODIRATIME),
+    "diratime": (syscalls.MS_NODIRATIME, 0),
+    "nosymfollow": (0, _MS_NOSYMFOLLOW),
+    "symfollow": (_MS_NOSYMFOLLOW, 0),
+    "sync": (0, syscalls.MS_SYNCHRONOUS),
+    "async": (syscalls.MS_SYNCHRONOUS, 0),
+    "dirsync": (0, syscalls.MS_DIRSYNC),
+    "silent": (0, _MS_SILENT),
+    "loud": (_MS_SILENT, 0),
 }
-"""The generic mount flags (mount(8)): the bit of each, and whether the name sets or clears it."""
+"""The generic mount flags (mount(8)): for each the bits that it clears and those that it sets."""
+
+_HELPER_FLAGS = {
+    syscalls.MS_RDONLY: "ro",
+    syscalls.MS_NOEXEC: "noexec",
+    syscalls.MS_SYNCHRONOUS: "sync",
+    syscalls.MS_DIRSYNC: "dirsync",
+    syscalls.MS_NOATIME: "noatime",
+}
+"""The flags that every fusermount3 knows; it sets nosuid and nodev by itself."""
+
+_HELPER_SETS = syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +83,34 @@ class MountOptions:
     and ``work`` come together, without them the mount is read-only. ``uid_map`` and ``gid_map``
     say how owners of lower files are shown. ``flags`` are names of :data:`FLAGS`, the last of
     a pair deciding; ``noatime`` is the default.
+
+    ``fsname`` and ``subtype`` are what the mount table shows: source, and type after ``fuse.``.
+    ``allow_root`` lets in root beside the user who mounts, ``allow_other`` everybody. ``contexts``
+    are SELinux's mount options. ``cached_seconds`` is how long the kernel may trust names and
+    attributes; every change passes the mount, so it is long. ``volatile`` marks the work directory
+    as one that a crash makes worthless. Without ``acls`` or ``xattrs`` there are none.
     """
 
     lowers: tuple[bytes, ...]
     upper: bytes | None
     work: bytes | None
     mountpoint: bytes
+    tree: TreeOptions = field(default_factory=TreeOptions)
     fsname: str = "lamina"
+    subtype: str = "lamina"
     read_only: bool = False
     allow_other: bool = False
+    allow_root: bool = False
     default_permissions: bool = True
     uid_map: IdMap = ()
     gid_map: IdMap = ()
     flags: tuple[str, ...] = ()
+    contexts: tuple[tuple[str, str], ...] = ()
+    cached_seconds: float = 86400.0
+    volatile: bool = False
+    acls: bool = True
+    xattrs: bool = True
+    writeback: bool = True
 
 
 def may_mount_directly() -> bool:
@@ -93,8 +137,21 @@ def attach(options: MountOptions) -> tuple[int, socket.socket | None]:
     return _mount_by_helper(options)
 
 
-def _is_read_only(options: MountOptions) -> bool:
-    return options.read_only or options.upper is None
+def _flag_bits(options: MountOptions) -> int:
+    bits = syscalls.MS_NOATIME
+    for name in options.flags:
+        clears, sets = FLAGS[name]
+        bits = bits & ~clears | sets
+    if options.read_only or options.upper is None:
+        bits |= syscalls.MS_RDONLY
+    return bits
+
+
+def _words(options: MountOptions) -> list[str]:
+    """The options of the FUSE filesystem itself."""
+    words = ["default_permissions"] if options.default_permissions else []
+    # with allow_root it is the daemon that turns the others away, the kernel cannot
+    return words + (["allow_other"] if options.allow_other or options.allow_root else [])
 
 
 def _mount_directly(options: MountOptions) -> int:
@@ -102,23 +159,14 @@ def _mount_directly(options: MountOptions) -> int:
         fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise _no_device() from None
-    flags = syscalls.MS_NOATIME
-    for name in options.flags:
-        bit, on = FLAGS[name]
-        flags = flags | bit if on else flags & ~bit
-    if _is_read_only(options):
-        flags |= syscalls.MS_RDONLY
-    data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"
-    for wanted, word in (
-        (options.default_permissions, "default_permissions"),
-        (options.allow_other, "allow_other"),
-    ):
-        if wanted:
-            data += "," + word
+    words = [f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()}"]
+    words += _words(options)
+    words += [f'{name}="{context}"' for name, context in options.contexts]
+    kind = f"fuse.{options.subtype}"
     try:
         syscalls.mount(
-            os.fsencode(options.fsname), options.mountpoint, os.fsencode(FILESYSTEM), flags,
-            data.encode(),
+            os.fsencode(options.fsname), options.mountpoint, os.fsencode(kind),
+            _flag_bits(options), os.fsencode(",".join(words)),
         )  # fmt: skip
     except PermissionError:
         os.close(fd)
@@ -137,11 +185,14 @@ def _no_device() -> MountError:
 
 def _mount_by_helper(options: MountOptions) -> tuple[int, socket.socket]:
     """Have fusermount3 mount, and receive the session's descriptor (libfuse, util/fusermount.c)."""
-    words = ["auto_unmount", f"fsname={_escape(options.fsname)}", "subtype=lamina"]
-    words += ["noatime", *(name for name in options.flags if name not in ("dev", "suid"))]
-    words += ["ro"] if _is_read_only(options) else []
-    words += ["default_permissions"] if options.default_permissions else []
-    words += ["allow_other"] if options.allow_other else []
+    if options.contexts:
+        raise MountError(f"option {options.contexts[0][0]}: fusermount3 sets no security contexts")
+    bits = _flag_bits(options)
+    words = ["auto_unmount", f"fsname={_escape(options.fsname)}"]
+    words += [f"subtype={_escape(options.subtype)}", *_words(options)]
+    words += [word for bit, word in _HELPER_FLAGS.items() if bits & bit]
+    if bits & ~_HELPER_SETS & ~sum(_HELPER_FLAGS):
+        log.info("fusermount3 cannot set all of the mount flags %s", ",".join(options.flags))
     ours, theirs = socket.socketpair()
     command = ["fusermount3", "-o", ",".join(words), "--", os.fsdecode(options.mountpoint)]
     with theirs:

@@ -32,6 +32,7 @@ from .layers import Layer
 from .layers.directory import DirectoryLayer
 from .layers.packed import PackedLayer
 from .layers.upper import Upper
+from .options import Durability
 from .pack import Pack
 
 __all__ = [
@@ -50,6 +51,11 @@ PACK_SPACE = 0
 """The space of inode numbers of packs. No filesystem has device number 0."""
 
 _READY = b"ready"
+
+_INCOMPATIBLE = b"work/incompat"
+_VOLATILE = _INCOMPATIBLE + b"/volatile"
+"""In the work directory: what kernel overlayfs marks it with that no other mount may ignore, and
+its mark of a volatile mount (Documentation/filesystems/overlayfs.rst, "Volatile mount")."""
 
 
 def start(options: MountOptions, log_file: Path | None = None) -> int:
@@ -93,13 +99,27 @@ def serve(options: MountOptions, ready: Callable[[], None] | None = None) -> Non
         from .operations import UnionOperations  # noqa: PLC0415
         from .session import run  # noqa: PLC0415
 
-        operations = UnionOperations(tree)
+        operations = UnionOperations(
+            tree,
+            cached_seconds=options.cached_seconds,
+            writeback=options.writeback,
+            acls=options.acls,
+            xattrs=options.xattrs,
+            fsync=options.tree.durability is not Durability.VOLATILE,
+        )
         fd, channel = attach(options)
         ours = mounted_at(options.mountpoint)
         gc.collect()
         gc.freeze()
+
+        def begin() -> None:
+            if options.volatile and options.work is not None:
+                os.makedirs(os.path.join(options.work, _VOLATILE), 0o700)
+            if ready is not None:
+                ready()
+
         try:
-            run(operations, fd, ready or (lambda: None))
+            run(operations, fd, begin, only_root=options.allow_root)
         finally:
             if channel is not None:
                 channel.close()  # fusermount3 then takes the mount away
@@ -180,9 +200,15 @@ def check(options: MountOptions) -> None:
     for name in options.flags:
         if name not in FLAGS:
             raise MountError(f"unknown mount option: {name}")
+    _check_places(options)
+
+
+def _check_places(options: MountOptions) -> None:
     for name, path in (("upperdir", options.upper), ("workdir", options.work)):
         if path is not None:
             _expect_directory(name, path)
+    if options.work is not None:
+        _expect_compatible(options.work)
     for path in options.lowers:
         if not os.path.isfile(path):
             _expect_directory("lowerdir", path)
@@ -197,6 +223,7 @@ def check(options: MountOptions) -> None:
 def _expect_directory(name: str, path: bytes) -> None:
     try:
         info = os.stat(path)
+        os.statvfs(path)  # always asks the daemon of a FUSE mount, while stat may be cached
     except FileNotFoundError:
         raise MountError(f"{name} {display(path)} does not exist; create it first") from None
     except OSError as error:
@@ -207,6 +234,22 @@ def _expect_directory(name: str, path: bytes) -> None:
         raise MountError(f"{name} {display(path)}: {error.strerror}") from None
     if not stat.S_ISDIR(info.st_mode):
         raise MountError(f"{name} {display(path)} is not a directory")
+
+
+def _expect_compatible(work: bytes) -> None:
+    """Refuse the directories of a volatile mount, whose changes a crash may have spoilt."""
+    marks = os.path.join(work, _INCOMPATIBLE)
+    try:
+        found = os.listdir(marks)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if found:
+        mark = display(os.path.join(marks, found[0]))
+        raise MountError(
+            f"workdir {display(work)} was used by a {display(found[0])} mount, and what is in its "
+            "upperdir may be incomplete: begin with an empty upperdir and workdir, or remove "
+            f"{mark} if the system has not crashed since"
+        )
 
 
 def _build_tree(options: MountOptions) -> WritableTree:

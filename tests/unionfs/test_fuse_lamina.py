@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.fuse_lamina import UsageError, main, parse, parse_mount_options, split_escaped
+from cli.fuse_lamina import main, read
+from cli.mount_options import Given, UsageError, build_options, split_escaped
 from tests.support.machine import REPOSITORY
 from unionfs.attach import FLAGS
 from unionfs.mounting import MountOptions
@@ -20,7 +21,8 @@ PATHS = st.text(st.sampled_from("a \\:,=/é\n"), min_size=1)
 
 
 def parsed(*arguments: str) -> MountOptions:
-    return parse(list(arguments))[0]
+    line = read(list(arguments))
+    return build_options(line.given, line.places)
 
 
 def escape(path: str) -> str:
@@ -30,7 +32,7 @@ def escape(path: str) -> str:
 
 @given(st.lists(PATHS, min_size=1, max_size=4))
 def test_any_path_can_be_written_with_escapes(names: list[str]) -> None:
-    paths = [f"/{name}" for name in names]
+    paths = [f"/-{name}" for name in names]
     found = parsed("-o", "lowerdir=" + ":".join(map(escape, paths)) + ",ro", "/mnt")
     assert found.lowers == tuple(os.path.abspath(os.fsencode(path)) for path in paths)
     assert found.read_only
@@ -44,8 +46,8 @@ def test_a_backslash_before_anything_else_is_itself() -> None:
 def test_the_last_of_a_repeated_option_decides() -> None:
     found = parsed("-o", "lowerdir=/a,fsname=one", "-o", "fsname=two", "-olowerdir=/b", "/mnt")
     assert (found.lowers, found.fsname) == ((b"/b",), "two")
-    assert list(parse_mount_options(["ro,rw", "ro,,"])) == ["rw", "ro"]
-    assert parse_mount_options(["a=b=c"]) == {"a": "b=c"}
+    assert Given(["ro,rw", "ro,,"]).names() == ["rw", "ro"]
+    assert Given(["a=b=c"]).text("a") == "b=c"
 
 
 @pytest.mark.parametrize(
@@ -63,16 +65,25 @@ def test_flags_keep_their_order() -> None:
     assert set(everything.flags) == FLAGS.keys() - {"ro", "rw"}
 
 
-def test_the_source_that_mount_passes_is_ignored() -> None:
-    """mount(8) runs ``mount.fuse.lamina SOURCE MOUNTPOINT -o OPTIONS``."""
+def test_options_may_stand_anywhere_and_be_repeated() -> None:
+    """mount(8) runs ``lamina SOURCE MOUNTPOINT -o OPTIONS``, with options of its own among them."""
+    expected = parsed("-o", "lowerdir=/a,upperdir=/u,workdir=/w,nodev", "/mnt")
+    assert (expected.mountpoint, expected.lowers, expected.read_only) == (b"/mnt", (b"/a",), False)
     for arguments in (
-        ["lamina", "/mnt", "-o", "rw,lowerdir=/a"],
-        ["-o", "rw,lowerdir=/a", "lamina", "/mnt"],
-        ["-o", "rw,lowerdir=/a", "/mnt"],
-        ["-o", "rw,lowerdir=/a", "--", "/mnt"],
+        ["lamina", "/mnt", "-o", "rw,lowerdir=/a,upperdir=/u,workdir=/w,nodev"],
+        ["-o", "lowerdir=/a", "lamina", "-o", "upperdir=/u,workdir=/w", "/mnt", "-o", "nodev,rw"],
+        ["-orw,nodev", "/mnt", "-olowerdir=/b", "-olowerdir=/a,upperdir=/u,workdir=/w"],
+        ["-o", "upperdir=/u,lowerdir=/a,workdir=/w,nodev,nodev", "--", "lamina", "/mnt"],
     ):
-        found = parsed(*arguments)
-        assert (found.mountpoint, found.lowers) == (b"/mnt", (b"/a",))
+        assert parsed(*arguments) == expected
+
+
+def test_the_source_is_shown_unless_fsname_says_otherwise() -> None:
+    """So that ``mount -a`` knows that a line of fstab is mounted."""
+    assert parsed("layers", "/mnt", "-o", "lowerdir=/a").fsname == "layers"
+    assert parsed("layers", "/mnt", "-o", "lowerdir=/a,fsname=name").fsname == "name"
+    assert parsed("/mnt", "-o", "lowerdir=/a").fsname == "lamina"
+    assert parsed("", "/mnt", "-o", "lowerdir=/a").fsname == "lamina"
 
 
 def test_relative_paths_are_of_the_starting_directory(
@@ -87,9 +98,10 @@ def test_relative_paths_are_of_the_starting_directory(
 
 
 def test_foreground_and_debug() -> None:
-    assert parse(["-o", "lowerdir=/a", "/m"])[1:] == (False, False)
-    assert parse(["-f", "-o", "lowerdir=/a", "/m"])[1:] == (True, False)
-    assert parse(["-o", "lowerdir=/a", "/m", "--debug"])[1:] == (True, True)
+    assert read(["-o", "lowerdir=/a", "/m"])[2:] == (False, False)
+    assert read(["-f", "-s", "-o", "lowerdir=/a", "/m"])[2:] == (True, False)
+    assert read(["-o", "lowerdir=/a", "/m", "--debug"])[2:] == (True, True)
+    assert read(["-o", "lowerdir=/a,debug", "/m"])[2:] == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +117,7 @@ def test_foreground_and_debug() -> None:
 )
 def test_nonsense_is_named(arguments: list[str], said: str) -> None:
     with pytest.raises(UsageError) as raised:
-        parse(arguments)
+        parsed(*arguments)
     assert str(raised.value) == said
 
 

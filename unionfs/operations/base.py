@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pyfuse3
+import trio
 
 from ..changes import WritableTree
 from ..nodes import Node
-
-CACHED_SECONDS = 86400.0
-"""How long the kernel may trust names and attributes. Every change passes the mount, so: long."""
 
 
 class Base(pyfuse3.Operations):
@@ -16,19 +17,33 @@ class Base(pyfuse3.Operations):
 
     supports_dot_lookup = False
 
-    def __init__(self, tree: WritableTree) -> None:
+    def __init__(
+        self,
+        tree: WritableTree,
+        *,
+        cached_seconds: float,
+        writeback: bool = True,
+        acls: bool = True,
+        xattrs: bool = True,
+        fsync: bool = True,
+    ) -> None:
         super().__init__()
         self.tree = tree
-        self.enable_writeback_cache = tree.upper is not None
-        self.enable_acl = True  # else the kernel keeps showing the mode of before a setfacl(1)
+        self.cached_seconds = cached_seconds
+        self.acls = acls
+        self.has_xattrs = xattrs
+        self.syncs = fsync
+        self.enable_writeback_cache = writeback and tree.upper is not None
+        # else the kernel keeps showing the mode of before a setfacl(1)
+        self.enable_acl = acls and xattrs
 
     def describe(self, node: Node) -> pyfuse3.EntryAttributes:
         """The attributes of a node in the kernel's form."""
         found = self.tree.attributes(node)
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(node.number)
-        entry.entry_timeout = CACHED_SECONDS
-        entry.attr_timeout = CACHED_SECONDS
+        entry.entry_timeout = self.cached_seconds
+        entry.attr_timeout = self.cached_seconds
         entry.st_mode = pyfuse3.ModeT(found.mode)
         entry.st_nlink = found.nlink
         entry.st_uid = found.uid
@@ -47,10 +62,24 @@ class Base(pyfuse3.Operations):
         node.lookups += 1
         return entry
 
+    def absent(self) -> pyfuse3.EntryAttributes:
+        """The answer that there is no such name, which the kernel may remember."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(0)
+        entry.entry_timeout = self.cached_seconds
+        return entry
 
-def absent() -> pyfuse3.EntryAttributes:
-    """The answer that there is no such name, which the kernel may remember."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = pyfuse3.InodeT(0)
-    entry.entry_timeout = CACHED_SECONDS
-    return entry
+    async def sync(self, node: Node, datasync: bool) -> None:
+        """fsync(2) in a thread, so that a slow disk keeps no other request waiting.
+
+        A mount that does not wait for the disk answers ENOSYS, and the kernel never asks again.
+        """
+        if not self.syncs:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        fd = self.tree.sync_fd(node)
+        if fd is None:
+            return
+        try:
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
+        finally:
+            os.close(fd)

@@ -5,24 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
-import trio
 from pyfuse3 import FileHandleT, FileInfo, FlagT, FUSEError, InodeT, RequestContext
 
-from ..changes import WritableTree
-from ..nodes import Node
 from .base import Base
 from .boundary import answer
-
-
-async def sync(tree: WritableTree, node: Node, datasync: bool) -> None:
-    """fsync(2) in a thread, so that a slow disk keeps no other request waiting."""
-    fd = tree.sync_fd(node)
-    if fd is None:
-        return
-    try:
-        await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fd)
-    finally:
-        os.close(fd)
 
 
 class ContentOperations(Base):
@@ -56,7 +42,7 @@ class ContentOperations(Base):
     @answer
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Bring a file's contents to disk."""
-        await sync(self.tree, self.tree.node(fh), datasync)
+        await self.sync(self.tree.node(fh), datasync)
 
     @answer
     async def release(self, fh: FileHandleT) -> None:

@@ -8,7 +8,6 @@ from pyfuse3 import FileHandleT, InodeT, ReaddirToken, RequestContext
 from ..nodes import Node
 from .base import Base
 from .boundary import answer
-from .contents import sync
 
 _DOTS = 2
 """Positions 0 and 1 are ``.`` and ``..``; the tree's positions follow."""
@@ -54,4 +53,4 @@ class DirectoryOperations(Base):
     @answer
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Bring a directory's names to disk."""
-        await sync(self.tree, self.tree.node(fh), datasync)
+        await self.sync(self.tree.node(fh), datasync)

@@ -17,7 +17,7 @@ from pyfuse3 import (
 
 from ..entry import Owner
 from ..nodes import Node
-from .base import Base, absent
+from .base import Base
 from .boundary import answer
 
 DEFAULT_ACL = b"system.posix_acl_default"
@@ -34,7 +34,7 @@ class NameOperations(Base):
         try:
             node = self.tree.lookup(self.tree.node(parent_inode), name)
         except FileNotFoundError:
-            return absent()
+            return self.absent()
         return self.introduce(node)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
