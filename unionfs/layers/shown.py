@@ -154,7 +154,7 @@ class ShownWhiteouts:
 
     def redirect(self, handle: Handle) -> bytes | None:
         """Where the layers below have what merges with a directory, if it is under another name."""
-        return None if isinstance(handle, Covered) else self._layer.redirect(handle)
+        return None if isinstance(handle, (Mark, Covered)) else self._layer.redirect(handle)
 
     def is_metacopy(self, handle: Handle) -> bool:
         """Whether a file's contents are in a layer below."""
