@@ -114,7 +114,7 @@ def serve(options: MountOptions, ready: Callable[[], None] | None = None) -> Non
 
         def begin() -> None:
             if options.volatile and options.work is not None:
-                os.makedirs(os.path.join(options.work, _VOLATILE), 0o700)
+                _mark_volatile(options.work)
             if ready is not None:
                 ready()
 
@@ -248,8 +248,13 @@ def _expect_compatible(work: bytes) -> None:
         raise MountError(
             f"workdir {display(work)} was used by a {display(found[0])} mount, and what is in its "
             "upperdir may be incomplete: begin with an empty upperdir and workdir, or remove "
-            f"{mark} if the system has not crashed since"
+            f"the directory {mark} if the system has not crashed since"
         )
+
+
+def _mark_volatile(work: bytes) -> None:
+    os.makedirs(os.path.join(work, _VOLATILE), 0o700)
+    os.mknod(os.path.join(work, _VOLATILE, b"dirty"), 0o600)
 
 
 def _build_tree(options: MountOptions) -> WritableTree:

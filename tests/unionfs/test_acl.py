@@ -205,7 +205,7 @@ def test_another_user_may_do_what_the_acls_say(tmp_path: Path, uid: int, gid: in
     for kind in ("plain", "overlay", "lamina"):
         with side(kind, tmp_path) as directory:
             make_everything(directory)
-            command = [sys.executable, "-c", ATTEMPTS, directory, str(uid), str(gid)]
+            command = [sys.executable, "-c", ATTEMPTS, str(directory), str(uid), str(gid)]
             said[kind] = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             seen[kind] = walk(directory)
     assert "EACCES" in said["plain"]
