@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
+from pyfuse3 import FileHandleT, FUSEError
 
 import unionfs.attach
 from cli.fuse_lamina import read
