@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from pyfuse3 import (
@@ -48,13 +49,20 @@ class NameOperations(Base):
 
     def _masked(self, parent: Node, mode: ModeT, ctx: RequestContext) -> ModeT:
         """The mode of a new file: a default ACL takes the place of the umask (acl(5))."""
-        if not ctx.umask & mode:
+        if not ctx.umask & mode or self._has_default_acl(parent):
             return mode
+        return ModeT(mode & ~ctx.umask)
+
+    def _has_default_acl(self, directory: Node) -> bool:
         try:
-            self.tree.xattr(parent, DEFAULT_ACL)
+            if directory.place is not None and self.tree.upper is not None:
+                # asked for each new file, so by the descriptor that making it needs anyway
+                os.getxattr(self.tree.upper.fd(directory.place), DEFAULT_ACL)
+            else:
+                self.tree.xattr(directory, DEFAULT_ACL)
         except OSError:
-            return ModeT(mode & ~ctx.umask)
-        return mode
+            return False
+        return True
 
     @answer
     async def mknod(
