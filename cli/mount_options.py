@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def build_options(given: Given, places: list[str]) -> MountOptions:
 
 def _tree_options(given: Given, volatile: bool) -> TreeOptions:
     from unionfs.options import Redirects, TreeOptions  # noqa: PLC0415
+    from unionfs.overrides import CONTAINERS, PRIVILEGED  # noqa: PLC0415
 
     redirects = {
         "on": Redirects.ON,
@@ -223,11 +225,7 @@ def _tree_options(given: Given, volatile: bool) -> TreeOptions:
         "off": Redirects.FOLLOW,  # as kernel overlayfs: made no more, but followed
     }
     dialects: dict[str, bool | None] = {"overlay": False, "aufs": True}
-    overrides: dict[str, bytes | None] = {
-        "0": None,
-        "1": b"user.fuseoverlayfs.override_stat",
-        "2": b"user.containers.override_stat",
-    }
+    overrides: dict[str, bytes | None] = {"0": None, "1": PRIVILEGED, "2": CONTAINERS}
     default = TreeOptions()
     return TreeOptions(
         redirects=given.choice("redirect_dir", redirects, default.redirects),
@@ -269,12 +267,11 @@ def _owners(given: Given) -> Owners:
 
 def _contexts(given: Given) -> tuple[tuple[str, str], ...]:
     """The SELinux contexts, without quotes. mount(8) leaves them out where there is no SELinux."""
-    found = [(name, given.text(name)) for name in _CONTEXTS if name in given.names()]
-    with open("/proc/filesystems", encoding="ascii") as filesystems:
-        if found and "selinuxfs" not in filesystems.read():
-            log.info("no SELinux here: %s left out", ", ".join(name for name, _ in found))
-            return ()
-    return tuple((name, value.strip('"')) for name, value in found if value is not None)
+    found = [(name, given.text(name) or "") for name in _CONTEXTS if name in given.names()]
+    if found and "selinuxfs" not in Path("/proc/filesystems").read_text(encoding="ascii"):
+        log.info("no SELinux here: %s left out", ", ".join(name for name, _ in found))
+        return ()
+    return tuple((name, context.strip('"')) for name, context in found)
 
 
 def _rest(given: Given) -> tuple[str, ...]:

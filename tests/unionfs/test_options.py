@@ -63,7 +63,7 @@ def parsed(options: str) -> MountOptions:
         ("volatile", TreeOptions(durability=Durability.VOLATILE)),
         ("volatile,sync", TreeOptions(durability=Durability.VOLATILE)),
         ("xattr_permissions=0", TreeOptions(override=None)),
-        ("xattr_permissions=1", TreeOptions(override=b"user.fuseoverlayfs.override_stat")),
+        ("xattr_permissions=1", TreeOptions(override=b"security.fuseoverlayfs.override_stat")),
         ("xattr_permissions=2", TreeOptions(override=b"user.containers.override_stat")),
         ("squash_to_root", TreeOptions(owners=Owners(squash_uid=0, squash_gid=0))),
         ("squash_to_uid=5", TreeOptions(owners=Owners(squash_uid=5))),
