@@ -1,0 +1,724 @@
+"""Random operations on a lamina mount, a plain directory and kernel overlayfs do the same.
+
+All three are reached through the kernel, by path and by descriptors that stay open, and compared
+after each step: results, errno, listings, attributes, contents. In between the unions are unmounted
+and mounted again, the kernel is made to forget what it knows, and the upper becomes a layer under a
+fresh one. lamina's lower layers are directories or packs. Where kernel overlayfs documents that it
+differs from a directory, lamina is compared with the plain directory only, and a comment says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from snapshotter.diff import Difference
+from tests.support.mounts import mounted
+from unionfs import syscalls
+from unionfs.layers.directory import DirectoryLayer
+from unionfs.pack import ingest
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
+PLAIN, LAMINA, KERNEL = "plain", "lamina", "overlay"
+LOWER_HARDLINKS_HOLD_OVER_A_REMOUNT = False
+"""Whether names of a file in a lower directory that was copied up stay one file for good."""
+
+UNFINISHED = ("fails", "EXDEV")
+"""What lamina answers instead of renaming a directory that has lower parts."""
+
+KERNEL_OPTIONS = "redirect_dir=on,metacopy=on,index=on,xino=auto"
+
+NAMES = st.sampled_from([b"a", b"b", b"c"])
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
+DATA = st.binary(max_size=12)
+LENGTHS = st.sampled_from([0, 1, 5, 5, 12, 4096, 20_000])
+"""How much is written; what is written tells one step from the next."""
+MODES = st.sampled_from([0o600, 0o755, 0o000, 0o4755, 0o2775, 0o1777])
+WHICH = st.integers(0, 9)
+XATTRS = st.sampled_from(["user.test", "trusted.test"])
+
+LONG_AGO = 1_000_000_000 * 10**9
+"""What the tests set. All such times are before RECENT, and what time itself sets is after it."""
+RECENT = 1_500_000_000 * 10**9
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Seen(NamedTuple):
+    """What a walk sees of one file. ``first`` is the first path of the same inode."""
+
+    kind: int
+    mode: int
+    owner: tuple[int, int]
+    links: int
+    size: int
+    mtime_ns: int
+    data: bytes
+    xattrs: tuple[tuple[str, bytes], ...]
+    first: bytes
+
+
+class Lowers(NamedTuple):
+    """What two lower layers are made of, see MountMachine.build."""
+
+    low: dict[bytes, bytes]
+    middle: dict[bytes, bytes]
+    symlinks: dict[bytes, bytes]
+    opaque: list[bytes]
+    gone: list[bytes]
+    links: list[tuple[int, bytes]]
+
+
+LOWERS = st.builds(
+    Lowers,
+    low=st.dictionaries(PATHS, DATA, max_size=6),
+    middle=st.dictionaries(PATHS, DATA, max_size=4),
+    symlinks=st.dictionaries(PATHS, PATHS, max_size=1),
+    opaque=st.lists(PATHS, max_size=1),
+    gone=st.lists(PATHS, max_size=2),
+    links=st.lists(st.tuples(WHICH, PATHS), max_size=3),
+)
+
+
+class Held(NamedTuple):
+    """A file that stays open on every side, with a shared map on lamina if it is not empty."""
+
+    fds: dict[str, int]
+    view: mmap.mmap | None
+
+
+class Reading(NamedTuple):
+    """A directory that is being read on lamina, and the names it had at the start."""
+
+    fd: int
+    plain_fd: int
+    at_start: dict[bytes, int]
+    seen: list[bytes]
+
+
+def look(root: bytes) -> tuple[dict[bytes, Seen], dict[bytes, int]]:
+    """Everything a walk sees, and inode numbers, by path."""
+    found, numbers = {}, {}
+    device = os.lstat(root).st_dev
+    firsts: dict[int, bytes] = {}
+    found[b""] = see(root, b"", firsts)
+    waiting = [b""]
+    while waiting:
+        above = waiting.pop()
+        with os.scandir(os.path.join(root, above)) as entries:
+            listed = sorted((entry.name, entry.inode()) for entry in entries)
+        for name, d_ino in listed:
+            path = os.path.join(above, name)
+            assert path not in found, f"listed twice: {path!r}"
+            info = os.lstat(os.path.join(root, path))
+            assert (info.st_ino, info.st_dev) == (d_ino, device), path
+            found[path] = see(os.path.join(root, path), path, firsts)
+            numbers[path] = info.st_ino
+            if stat.S_ISDIR(info.st_mode):
+                waiting.append(path)
+    return found, numbers
+
+
+def see(place: bytes, path: bytes, firsts: dict[int, bytes]) -> Seen:
+    """One file. Times that a test did not set are all the same."""
+    info = os.lstat(place)
+    kind = stat.S_IFMT(info.st_mode)
+    data = b""
+    if kind == stat.S_IFREG:
+        with open(place, "rb") as file:
+            data = file.read()
+        assert len(data) == info.st_size, path
+    elif kind == stat.S_IFLNK:
+        data = os.readlink(place)
+    names = os.listxattr(place, follow_symlinks=False)
+    xattrs = {name: os.getxattr(place, name, follow_symlinks=False) for name in names}
+    is_directory = kind == stat.S_IFDIR
+    return Seen(
+        kind,
+        stat.S_IMODE(info.st_mode),
+        (info.st_uid, info.st_gid),
+        info.st_nlink,
+        0 if is_directory else info.st_size,
+        min(info.st_mtime_ns, RECENT),
+        data,
+        tuple(sorted(xattrs.items())),
+        path if is_directory else firsts.setdefault(info.st_ino, path),
+    )
+
+
+def names_read(fd: int, size: int) -> list[bytes]:
+    """What one getdents64(2) with a buffer of ``size`` bytes reads, without the dots."""
+    buffer = ctypes.create_string_buffer(size)
+    count = _libc.getdents64(fd, buffer, size)
+    if count < 0:
+        raise OSError(ctypes.get_errno(), "getdents64")
+    names, at, data = [], 0, buffer.raw[:count]
+    while at < count:
+        length = int.from_bytes(data[at + 16 : at + 18], "little")
+        names.append(data[at + 19 : at + length].split(b"\0", 1)[0])
+        at += length
+    return names
+
+
+def mapped(view: mmap.mmap, size: int) -> bytes:
+    """Bytes of a map, read by the kernel: beyond the file that is an error and no SIGBUS."""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, memoryview(view)[:size])
+        return os.read(reader, size)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def below(root: bytes, path: bytes) -> bytes:
+    """The place of a path of a side."""
+    return os.path.join(root, path)
+
+
+def outcome(action: Callable[[], Any]) -> tuple[str, Any]:
+    """What an action returns, or the errno it fails with."""
+    try:
+        return "returns", action()
+    except OSError as error:
+        return "fails", errno.errorcode.get(error.errno or 0, str(error))
+
+
+class MountMachine(RuleBasedStateMachine):
+    """The three sides, step by step."""
+
+    packed = False
+    place: str | None = "/dev/shm"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp(prefix="lamina-machine.", dir=self.place))
+        for name in ("low", "middle", PLAIN, LAMINA, KERNEL):
+            (self.base / name).mkdir()
+        self.roots = {PLAIN: bytes(self.base / PLAIN)}
+        self.layers: dict[str, list[Path]] = {}
+        self.generation = 0
+        self.written = 0
+        self.mounts = contextlib.ExitStack()
+        self.held: list[Held] = []
+        self.readings: list[Reading] = []
+        self.numbers: dict[int, int] = {}
+        self.linked_below = False
+        self.whole_seconds = False
+        self.watchful = True
+
+    def teardown(self) -> None:
+        try:
+            self.let_go()
+            if sys.exc_info()[0] is None:  # else the step that failed says more
+                self.compare()
+        finally:
+            self.mounts.close()
+            shutil.rmtree(self.base)
+
+    # -- layers and mounts ---------------------------------------------------------------------
+
+    @initialize(lowers=LOWERS, watchful=st.booleans())
+    def build(self, lowers: Lowers, watchful: bool) -> None:
+        """Fill two lower layers, and the plain directory with what the kernel makes of them."""
+        lower, upper = bytes(self.base / "low"), bytes(self.base / "middle")
+        for layer, contents in ((lower, lowers.low), (upper, lowers.middle)):
+            for path, data in contents.items():
+                plant(layer, path, partial(write_new, data))
+        for path, leads_to in lowers.symlinks.items():
+            plant(lower, path, partial(os.symlink, leads_to))
+        for path in lowers.opaque:
+            plant(upper, path, os.mkdir)
+            with contextlib.suppress(OSError):
+                os.setxattr(os.path.join(upper, path), "trusted.overlay.opaque", b"y")
+        for path in lowers.gone:
+            # Kernel overlayfs takes whiteouts for what they are in merged directories only.
+            above = os.path.dirname(os.path.join(lower, path))
+            if self.shows(path) and os.path.isdir(above) and os.path.realpath(above) == above:
+                plant(upper, path, partial(os.mknod, mode=stat.S_IFCHR, device=0))
+        for which, path in lowers.links:
+            self.link_below(sorted(lowers.low), which, path)
+        for layer in (lower, upper):
+            make_old(layer)
+        self.watchful = watchful
+        both = [self.base / "middle", self.base / "low"]
+        self.layers = {LAMINA: both, KERNEL: both}
+        with kernel_overlay(self.base / KERNEL, both):
+            source = f"{self.base}/{KERNEL}/."
+            subprocess.run(["cp", "-a", source, self.base / PLAIN], check=True)
+        if self.packed:
+            self.layers = {LAMINA: [self.pack(path) for path in both], KERNEL: both}
+        self.mount()
+
+    def link_below(self, paths: list[bytes], which: int, new: bytes) -> None:
+        """Give a file of the lowest layer one more name, both names to be seen in the union.
+
+        A directory as a layer does not know how many names of a file other layers hide, and neither
+        does the kernel: both would count them.
+        """
+        old = paths[which % len(paths)] if paths else b""
+        if self.shows(old) and self.shows(new):
+            lower = bytes(self.base / "low")
+            with contextlib.suppress(OSError):
+                os.link(os.path.join(lower, old), os.path.join(lower, new), follow_symlinks=False)
+                self.linked_below = True
+
+    def shows(self, path: bytes) -> bool:
+        """Whether the middle layer leaves a path to the one below it."""
+        if not path:
+            return False
+        parts = path.split(b"/")
+        for depth in range(1, len(parts) + 1):
+            place = os.path.join(bytes(self.base / "middle"), *parts[:depth])
+            if not os.path.lexists(place):
+                return True
+            if depth == len(parts) or os.path.islink(place) or not os.path.isdir(place):
+                return False
+            if "trusted.overlay.opaque" in os.listxattr(place):
+                return False
+        return True
+
+    def mount(self) -> None:
+        for side, layers in self.layers.items():
+            mount = mounted if side == LAMINA else kernel_overlay
+            self.mounts.enter_context(mount(self.base / side, layers, *self.upper(side)))
+            self.roots[side] = bytes(self.base / side)
+
+    def upper(self, side: str) -> tuple[Path, Path]:
+        """The upper and work directories of a side, made anew in each generation.
+
+        The attributes of a union's root are those of its upper.
+        """
+        upper = self.base / f"{side}.upper{self.generation}"
+        if not upper.exists():
+            upper.mkdir()
+            shutil.copystat(self.base / PLAIN, upper)
+        return upper, self.base / f"{side}.work{self.generation}"
+
+    def pack(self, directory: Path, tar_root: bool = True) -> Path:
+        """What a commit makes of an upper directory: its difference, ingested to a pack."""
+        layer = DirectoryLayer(bytes(directory))
+        temporary = directory.with_suffix(".tmp")
+        diff_id = ingest(Difference(layer, with_root=tar_root), temporary).diff_id
+        layer.close()
+        pack = directory.with_name(f"{diff_id.hex()}.pack")
+        temporary.rename(pack)
+        return pack
+
+    @rule()
+    def remount(self) -> None:
+        """What a union shows is on disk, and so are lamina's numbers."""
+        if self.linked_below and not (self.packed or LOWER_HARDLINKS_HOLD_OVER_A_REMOUNT):
+            return
+        self.let_go()
+        self.mounts.close()
+        self.mount()
+
+    @rule()
+    def layer(self) -> None:
+        """The upper becomes the topmost lower layer, below a fresh upper.
+
+        With hardlinks in a directory as a layer, some of which the upper may have, nobody can: that
+        the others are the same file is known in that mount's upper or work directory only. A pack
+        knows all names of a file, so lamina goes on over packs, and the kernel is left behind.
+        """
+        if self.linked_below:
+            if not self.packed:
+                return
+            self.layers.pop(KERNEL, None)
+        self.let_go()
+        self.mounts.close()
+        self.roots = {PLAIN: self.roots[PLAIN]}
+        for side, layers in self.layers.items():
+            upper, _ = self.upper(side)
+            top = self.pack(upper) if self.packed and side == LAMINA else upper
+            self.layers[side] = [top, *layers]
+        self.generation += 1
+        self.whole_seconds = self.packed
+        self.numbers.clear()
+        seen, _ = look(self.roots[PLAIN])
+        self.linked_below = any(one.links > 1 and one.kind != stat.S_IFDIR for one in seen.values())
+        self.mount()
+
+    @rule()
+    def forget(self) -> None:
+        """The kernel forgets every file that nobody uses."""
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+
+    # -- doing the same everywhere ---------------------------------------------------------------
+
+    def every(self, act: Callable[[Callable[[bytes], bytes]], Any]) -> None:
+        """Do something on each side, given what makes places of paths, with the same result."""
+        results = {}
+        for side in (LAMINA, PLAIN, KERNEL):
+            if side in self.roots:
+                results[side] = outcome(partial(act, partial(below, self.roots[side])))
+            if results[LAMINA] == UNFINISHED:
+                return
+        agree(results)
+
+    def kind(self, path: bytes) -> int:
+        """The file type of a path of the plain side, symlinks followed; 0 for nothing."""
+        try:
+            return stat.S_IFMT(os.stat(os.path.join(self.roots[PLAIN], path)).st_mode)
+        except OSError:
+            return 0
+
+    def some(self, length: int) -> bytes:
+        self.written += 1
+        return (b"%d," % self.written * length)[:length]
+
+    @rule(
+        path=PATHS,
+        length=LENGTHS,
+        flags=st.sampled_from(
+            [os.O_CREAT, os.O_CREAT | os.O_EXCL, os.O_TRUNC, os.O_CREAT | os.O_TRUNC, os.O_APPEND]
+        ),
+        mode=MODES,
+    )
+    def open_and_write(self, path: bytes, length: int, flags: int, mode: int) -> None:
+        if self.kind(path) == stat.S_IFIFO:
+            return
+        data = self.some(length)
+
+        def act(at: Callable[[bytes], bytes]) -> None:
+            fd = os.open(at(path), flags | os.O_WRONLY, mode)
+            try:
+                os.write(fd, data)
+            finally:
+                os.close(fd)
+
+        self.every(act)
+
+    @rule(path=PATHS, offset=st.sampled_from([0, 3, 20, 5000]), length=LENGTHS)
+    def write_at(self, path: bytes, offset: int, length: int) -> None:
+        if self.kind(path) == stat.S_IFIFO:
+            return
+        data = self.some(length)
+
+        def act(at: Callable[[bytes], bytes]) -> None:
+            fd = os.open(at(path), os.O_RDWR)
+            try:
+                os.pwrite(fd, data, offset)
+            finally:
+                os.close(fd)
+
+        self.every(act)
+
+    @rule(path=PATHS, size=st.sampled_from([0, 1, 10, 4096, 9000]))
+    def truncate(self, path: bytes, size: int) -> None:
+        if self.kind(path) != stat.S_IFIFO:
+            self.every(lambda at: os.truncate(at(path), size))
+
+    @rule(path=PATHS, mode=MODES)
+    def mkdir(self, path: bytes, mode: int) -> None:
+        self.every(lambda at: os.mkdir(at(path), mode))
+
+    @rule(path=PATHS)
+    def rmdir(self, path: bytes) -> None:
+        self.every(lambda at: os.rmdir(at(path)))
+
+    @rule(path=PATHS)
+    def unlink(self, path: bytes) -> None:
+        self.every(lambda at: os.unlink(at(path)))
+
+    @rule(path=PATHS)
+    def remove_all(self, path: bytes) -> None:
+        """So that directories are emptied more often than chance would have it."""
+        if self.kind(path) != stat.S_IFIFO:
+            self.every(lambda at: shutil.rmtree(at(path)))
+
+    @rule(old=PATHS, new=PATHS)
+    def link(self, old: bytes, new: bytes) -> None:
+        self.every(lambda at: os.link(at(old), at(new), follow_symlinks=False))
+
+    @rule(path=PATHS, leads_to=PATHS)
+    def symlink(self, path: bytes, leads_to: bytes) -> None:
+        self.every(lambda at: os.symlink(leads_to, at(path)))
+
+    @rule(path=PATHS, mode=MODES)
+    def fifo(self, path: bytes, mode: int) -> None:
+        self.every(lambda at: os.mkfifo(at(path), mode))
+
+    @rule(
+        old=PATHS,
+        new=PATHS,
+        flags=st.sampled_from([0, 0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE]),
+    )
+    def rename(self, old: bytes, new: bytes, flags: int) -> None:
+        here = syscalls.AT_FDCWD
+        self.every(lambda at: syscalls.renameat2(here, at(old), here, at(new), flags))
+
+    @rule(path=PATHS, mode=MODES)
+    def chmod(self, path: bytes, mode: int) -> None:
+        self.every(lambda at: os.chmod(at(path), mode))
+
+    @rule(path=PATHS, uid=st.sampled_from([-1, 0, 7]), gid=st.sampled_from([-1, 0, 9]))
+    def chown(self, path: bytes, uid: int, gid: int) -> None:
+        self.every(lambda at: os.chown(at(path), uid, gid, follow_symlinks=False))
+
+    @rule(path=PATHS, ns=st.integers(1, 10**10), seconds=st.booleans())
+    def utime(self, path: bytes, ns: int, seconds: bool) -> None:
+        times = (LONG_AGO, LONG_AGO + (ns // 10**9 * 10**9 if seconds else ns))
+        self.every(lambda at: os.utime(at(path), ns=times, follow_symlinks=False))
+
+    @rule(path=PATHS, name=XATTRS, value=DATA, flags=st.sampled_from([0, 0, os.XATTR_CREATE]))
+    def set_xattr(self, path: bytes, name: str, value: bytes, flags: int) -> None:
+        self.every(lambda at: os.setxattr(at(path), name, value, flags, follow_symlinks=False))
+
+    @rule(path=PATHS, name=XATTRS)
+    def remove_xattr(self, path: bytes, name: str) -> None:
+        self.every(lambda at: os.removexattr(at(path), name, follow_symlinks=False))
+
+    # -- descriptors that stay open --------------------------------------------------------------
+
+    @rule(path=PATHS, flags=st.sampled_from([os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND]))
+    def hold(self, path: bytes, flags: int) -> None:
+        """Open a file, and keep it open whatever becomes of its name."""
+        if self.kind(path) != stat.S_IFREG:
+            return
+        fds = {side: os.open(os.path.join(root, path), flags) for side, root in self.roots.items()}
+        view = None
+        if os.fstat(fds[LAMINA]).st_size:
+            view = mmap.mmap(fds[LAMINA], 1, mmap.MAP_SHARED, mmap.PROT_READ)
+        self.held.append(Held(fds, view))
+
+    def each_held(self, which: int, act: Callable[[int], Any]) -> None:
+        held = self.held[which % len(self.held)]
+        agree({side: outcome(partial(act, fd)) for side, fd in held.fds.items()})
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH, offset=st.sampled_from([0, 3, 5000]), length=LENGTHS)
+    def write_held(self, which: int, offset: int, length: int) -> None:
+        data = self.some(length)
+        self.each_held(which, lambda fd: os.pwrite(fd, data, offset))
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH, size=st.sampled_from([0, 1, 10, 9000]))
+    def truncate_held(self, which: int, size: int) -> None:
+        self.each_held(which, lambda fd: os.ftruncate(fd, size))
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH, mode=MODES)
+    def change_held(self, which: int, mode: int) -> None:
+        self.each_held(which, lambda fd: os.fchmod(fd, mode))
+        self.each_held(which, lambda fd: os.utime(fd, ns=(LONG_AGO, LONG_AGO)))
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH)
+    def sync_held(self, which: int) -> None:
+        self.each_held(which, os.fsync)
+
+    @precondition(lambda self: self.held)
+    @rule(which=WHICH)
+    def close_held(self, which: int) -> None:
+        held = self.held.pop(which % len(self.held))
+        if held.view is not None:
+            held.view.close()
+        for fd in held.fds.values():
+            os.close(fd)
+
+    # -- directories that are read while they change ---------------------------------------------
+
+    @rule(path=st.one_of(st.just(b""), PATHS))
+    def begin_reading(self, path: bytes) -> None:
+        if self.kind(path) != stat.S_IFDIR:
+            return
+        fd, plain_fd = (
+            os.open(os.path.join(self.roots[side], path), os.O_RDONLY | os.O_DIRECTORY)
+            for side in (LAMINA, PLAIN)
+        )
+        self.readings.append(Reading(fd, plain_fd, numbers_in(plain_fd), []))
+
+    @precondition(lambda self: self.readings)
+    @rule(which=WHICH)
+    def read_some(self, which: int) -> None:
+        reading = self.readings[which % len(self.readings)]
+        reading.seen.extend(names_read(reading.fd, 32))
+
+    @precondition(lambda self: self.readings)
+    @rule(which=WHICH)
+    def finish_reading(self, which: int) -> None:
+        """A file that was there all the time is listed exactly once."""
+        reading = self.readings.pop(which % len(self.readings))
+        while names := names_read(reading.fd, 32):
+            reading.seen.extend(names)
+        at_end = numbers_in(reading.plain_fd)
+        for name, number in reading.at_start.items():
+            if at_end.get(name) == number:
+                assert reading.seen.count(name) == 1, (name, reading.seen)
+        os.close(reading.fd)
+        os.close(reading.plain_fd)
+
+    def let_go(self) -> None:
+        while self.held:
+            self.close_held(0)
+        while self.readings:
+            self.finish_reading(0)
+
+    # -- comparing -------------------------------------------------------------------------------
+
+    @invariant()
+    def same(self) -> None:
+        """Half of the runs look at everything after each step, the others do not disturb."""
+        if self.watchful and LAMINA in self.roots:
+            self.compare()
+
+    @rule()
+    def compare(self) -> None:
+        if LAMINA not in self.roots:
+            return
+        plain, plain_numbers = look(self.roots[PLAIN])
+        seen, numbers = look(self.roots[LAMINA])
+        assert self.comparable(seen) == self.comparable(plain)
+        self.compare_numbers(plain_numbers, numbers)
+        if KERNEL in self.roots:
+            kernel, _ = look(self.roots[KERNEL])
+            # Kernel overlayfs shows one link for a merged directory.
+            assert without_directory_links(kernel) == without_directory_links(plain)
+        for held in self.held:
+            self.compare_held(held)
+
+    def comparable(self, seen: dict[bytes, Seen]) -> dict[bytes, Seen]:
+        """Once a layer was made of an upper, times that were set before are whole seconds."""
+        if not self.whole_seconds:
+            return seen
+        return {path: one._replace(mtime_ns=one.mtime_ns // 10**9) for path, one in seen.items()}
+
+    def compare_numbers(self, plain: dict[bytes, int], lamina: dict[bytes, int]) -> None:
+        """A file keeps its number, through copy-up, rename and remount."""
+        for path, number in lamina.items():
+            known = self.numbers.setdefault(plain[path], number)
+            assert number == known, f"{path!r} had number {known}, has {number}"
+        assert len(set(lamina.values())) == len(set(plain.values()))
+
+    def compare_held(self, held: Held) -> None:
+        facts = {}
+        for side, fd in held.fds.items():
+            info = os.fstat(fd)
+            facts[side] = (
+                os.pread(fd, 30_000, 0),
+                info.st_size,
+                info.st_nlink,
+                info.st_mode,
+                (info.st_uid, info.st_gid),
+            )
+        agree(facts)
+        # Kernel overlayfs lets a shared map of a lower file go stale at the copy-up.
+        size = min(facts[PLAIN][1], mmap.PAGESIZE)
+        if held.view is not None and size:
+            assert mapped(held.view, 1) == facts[PLAIN][0][:1]
+
+
+class PackedMountMachine(MountMachine):
+    """lamina over packs."""
+
+    packed = True
+
+
+def agree(results: dict[str, Any]) -> None:
+    """Each union did what the plain directory did."""
+    for result in results.values():
+        assert result == results[PLAIN], results
+
+
+def without_directory_links(seen: dict[bytes, Seen]) -> dict[bytes, Seen]:
+    return {
+        path: one._replace(links=0) if one.kind == stat.S_IFDIR else one
+        for path, one in seen.items()
+    }
+
+
+def numbers_in(fd: int) -> dict[bytes, int]:
+    """The names and inode numbers of an open directory."""
+    with os.scandir(fd) as entries:
+        return {os.fsencode(entry.name): entry.inode() for entry in entries}
+
+
+@contextlib.contextmanager
+def kernel_overlay(
+    mountpoint: Path, lowers: list[Path], upper: Path | None = None, work: Path | None = None
+) -> Iterator[None]:
+    options = "lowerdir=" + ":".join(map(str, lowers))
+    if upper is not None and work is not None:
+        upper.mkdir(exist_ok=True)
+        work.mkdir(exist_ok=True)
+        options += f",upperdir={upper},workdir={work},{KERNEL_OPTIONS}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, mountpoint], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", mountpoint], check=True)
+
+
+def plant(root: bytes, path: bytes, make: Callable[[bytes], Any]) -> None:
+    """Make a file of some kind and its parents, unless something is in the way."""
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(os.path.join(root, path)), exist_ok=True)
+        make(os.path.join(root, path))
+
+
+def write_new(data: bytes, place: bytes) -> None:
+    with open(place, "xb") as file:
+        file.write(data)
+
+
+def make_old(root: bytes) -> None:
+    """Give everything a time that is recognised as set, in whole seconds, as in a tar."""
+    for directory, _, files in os.walk(root, topdown=False):
+        for name in files:
+            os.utime(os.path.join(directory, name), ns=(LONG_AGO, LONG_AGO), follow_symlinks=False)
+        os.utime(directory, ns=(LONG_AGO, LONG_AGO))
+
+
+def run(machine: type[MountMachine], examples: int, steps: int, phases: list[Phase]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.parametrize("machine", [MountMachine, PackedMountMachine])
+def test_a_mount_behaves_like_a_directory(machine: type[MountMachine]) -> None:
+    run(machine, 8, 30, [Phase.reuse, Phase.generate])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("machine", [MountMachine, PackedMountMachine])
+def test_a_mount_behaves_like_a_directory_for_long(
+    machine: type[MountMachine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "place", str(tmp_path))
+    run(machine, 120, 50, [Phase.reuse, Phase.generate, Phase.shrink])
