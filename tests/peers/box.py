@@ -5,12 +5,24 @@ The scripts are for the shell and the tools of busybox.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from tests.peers.podman import Storage
 from tests.support.rootfs import EPOCH
+
+
+class Boxes(NamedTuple):
+    """The image ``box``, mounted by lamina, by fuse-overlayfs, and in a plain directory."""
+
+    ours: Storage
+    peer: Storage
+    truth: Storage
 
 
 def write_box(busybox_tar: Path, path: Path) -> None:
@@ -51,6 +63,42 @@ def _lower_names() -> Iterator[str]:
     for directory in ("to-file", "modes", "owners"):
         yield from (f"{directory}/{number}" for number in range(10))
     yield from (f"many/{number}" for number in range(200))
+
+
+def write_layers(base: Path, path: Path, count: int) -> None:
+    """Write an image, ``layers``, of ``count`` more layers than the base, for ``podman load``.
+
+    Each says its number in ``/tree/number`` and in a name in ``/tree/layers``; every second one
+    removes the name before.
+    """
+    layers = [base.read_bytes()]
+    for number in range(count):
+        content = {"tree/number": str(number), f"tree/layers/{number}": str(number)}
+        if number % 2:
+            content[f"tree/layers/.wh.{number - 1}"] = ""
+        layers.append(_tar({name: text.encode() for name, text in content.items()}))
+    identifiers = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": identifiers},
+    }
+    names = [f"{number}.tar" for number in range(len(layers))]
+    manifest = [{"Config": "config.json", "RepoTags": ["layers:latest"], "Layers": names}]
+    documents = {"config.json": config, "manifest.json": manifest}
+    files = {name: json.dumps(document).encode() for name, document in documents.items()}
+    path.write_bytes(_tar(files | dict(zip(names, layers, strict=True))))
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(content), EPOCH
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
 
 
 CHANGE = r"""
@@ -97,7 +145,7 @@ mknod -m 640 null c 1 3
 mknod block b 7 3
 cp -a /bin bin
 mkdir unpacked
-tar -C / -cf - etc home var | tar -C unpacked -xf -
+tar -C / -cf - etc/passwd etc/motd etc/motd.hardlink home var | tar -C unpacked -xf -
 for number in $(seq 0 199); do
     echo "$number" >"many/new $number"
     [ $((number % 3)) -ne 0 ] || rm "many/$number"
@@ -141,3 +189,6 @@ echo "after a restart" >>new
 rm far/c
 mv ../opaque ../opaque.moved
 """
+
+RECREATED = ("tree/directory/", "tree/opaque/", "tree/deep/er/still/")
+"""The directories that :data:`CHANGE` and :data:`CHANGE_AGAIN` remove and make again."""

@@ -116,9 +116,11 @@ ldconfig
 dpkg --verify {NAME} || true
 apt-get clean
 rm -f /var/log/*.log /var/log/apt/* /var/cache/apt/*.bin /var/cache/ldconfig/aux-cache
+touch --date "@$SOURCE_DATE_EPOCH" /tmp
 """
 """Installs version 1 from /given, upgrades it, and changes what the distribution installed.
-Logs and caches hold times, and are removed."""
+Logs and caches hold times, and are removed; in /tmp apt makes files only where there is no
+O_TMPFILE."""
 
 PURGE = f"""\
 dpkg --purge --force-all debconf {NAME} >/dev/null 2>&1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.peers.tartrees import Tree, read_layers, read_tree
 from tests.support.machine import REPOSITORY, SEARCH_PATH, program
 from tests.support.mounts import mountpoints_below, unmount
+from tests.support.rootfs import EPOCH
 
 _TIMEOUT = 300
 _ENGINE = """\
@@ -40,6 +43,8 @@ _MOUNT_PROGRAM = """\
 [storage.options.overlay]
 mount_program = "{}"
 """
+
+_MOUNTS = re.compile(r"(dev|proc|run|sys|given|etc/(hostname|resolv\.conf|mtab))(/.*)?$")
 
 
 class Storage:
@@ -136,3 +141,56 @@ def storage(*, vfs: bool = False) -> Iterator[Storage]:
             yield made
         finally:
             made.close()
+
+
+class Work:
+    """One container in which scripts are run one after the other, and what became of it.
+
+    It sees the directory as ``/given``. Trees are told without what podman puts into them.
+    """
+
+    def __init__(self, engine: Storage, image: str, directory: Path) -> None:
+        self.engine = engine
+        self.name = f"{directory.name}-{engine.name}"
+        self._files = directory / self.name
+        self._files.mkdir()
+        self._create = ["--name", self.name, "--hostname", "box", "--no-hosts", "--cap-add=mknod"]
+        self._create += [f"--env=SOURCE_DATE_EPOCH={EPOCH}", f"--volume={directory}:/given:ro"]
+        self._create += [image, "sh", f"/given/{self.name}/script"]
+
+    def run(self, script: str, *options: str) -> str:
+        """Run a script, in the container as the last one left it; options are for the first."""
+        first = not (self._files / "script").exists()
+        (self._files / "script").write_text(script)
+        if first:
+            return self.engine.podman("run", *options, *self._create)
+        return self.engine.podman("start", "--attach", self.name)
+
+    def tree(self) -> Tree:
+        """What the container holds."""
+        path = self._files / "exported.tar"
+        path.unlink(missing_ok=True)
+        self.engine.podman("export", "--output", path, self.name)
+        with path.open("rb") as stream:
+            return _without_mounts(read_tree(stream))
+
+    def changes(self) -> list[str]:
+        """What ``podman diff`` says, sorted."""
+        return sorted(self.engine.podman("diff", self.name).splitlines())
+
+    def commit(self) -> Tree:
+        """The layer of what was changed in the container, which becomes an image of its name."""
+        self.engine.podman("commit", "--quiet", self.name, self.name)
+        return layers_of(self.engine, self.name)[-1]
+
+
+def layers_of(engine: Storage, image: str) -> list[Tree]:
+    """The layers of an image, lowest first, without what podman puts into containers."""
+    with tempfile.TemporaryDirectory(dir=engine.directory) as directory:
+        path = Path(directory) / "saved.tar"
+        engine.podman("save", "--quiet", "--output", path, image)
+        return [_without_mounts(layer) for layer in read_layers(path)]
+
+
+def _without_mounts(tree: Tree) -> Tree:
+    return {name: file for name, file in tree.items() if not _MOUNTS.match(name)}

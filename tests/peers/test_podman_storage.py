@@ -1,4 +1,4 @@
-"""podman and buildah with lamina as mount program: beside fuse-overlayfs, and a plain directory.
+"""podman with lamina as mount program: beside fuse-overlayfs, and a plain directory.
 
 podman's vfs driver copies the image for each container, so what a container of it holds is what
 any filesystem would hold after the same steps.
@@ -6,16 +6,15 @@ any filesystem would hold after the same steps.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.peers import box, packages
-from tests.peers.podman import Storage, fuse_overlayfs, storage
-from tests.peers.tartrees import Tree, differences, read_layers, read_tree
-from tests.support.rootfs import EPOCH
+from tests.peers.podman import Storage, Work, fuse_overlayfs
+from tests.peers.tartrees import assert_same, tolerant, without_whiteouts_in
 
 pytestmark = [
     pytest.mark.fuse,
@@ -24,121 +23,12 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-STARTED = int(time.time())
-"""Files with a later time were written by a test."""
-
-
-def assert_same(ours: Tree, theirs: Tree) -> None:
-    lines = differences(ours, theirs)
-    assert not lines, "\n".join(lines[:50])
-
-
-def tolerant(ours: Tree, theirs: Tree) -> Tree:
-    """The peer's tree without what fuse-overlayfs 1.10 gets wrong.
-
-    It sets the time of directories in which something failed to be removed, and of files whose
-    directory it copied, and it forgets the links of files that it has not looked up.
-    """
-    forgiven = dict(theirs)
-    for name, file in theirs.items():
-        other = ours.get(name)
-        if other is None:
-            continue
-        mtime = other.mtime if file.mtime is None else file.mtime
-        links = other.links if set(file.links) <= set(other.links) else file.links
-        forgiven[name] = file._replace(mtime=mtime, links=links)
-    return forgiven
-
-
-# -- what the containers start from ------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def overlay() -> Iterator[Storage]:
-    """A storage whose mounts are made by lamina."""
-    with storage() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def plain() -> Iterator[Storage]:
-    """A storage that mounts nothing."""
-    with storage(vfs=True) as made:
-        yield made
-
-
-RECREATED = ("tree/directory/", "tree/opaque/", "tree/deep/er/still/", "etc/")
-"""Directories that were removed and made again. In images that are committed on fuse-overlayfs 1.10
-what they held before is there again."""
-
-
-class Work:
-    """One container in which scripts are run one after the other, and what became of it."""
-
-    def __init__(self, engine: Storage, image: str, directory: Path) -> None:
-        self.engine = engine
-        self.name = f"{directory.name}-{engine.name}"
-        self._files = directory / self.name
-        self._files.mkdir()
-        self._create = ["--name", self.name, "--hostname", "box", "--no-hosts", "--cap-add=mknod"]
-        self._create += [
-            "--env",
-            f"SOURCE_DATE_EPOCH={EPOCH}",
-            "--volume",
-            f"{directory}:/given:ro",
-        ]
-        self._create += [image, "sh", f"/given/{self.name}/script"]
-
-    def run(self, script: str) -> str:
-        """Run a script, in the container as the last one left it."""
-        first = not (self._files / "script").exists()
-        (self._files / "script").write_text(script)
-        if first:
-            return self.engine.podman("run", *self._create)
-        return self.engine.podman("start", "--attach", self.name)
-
-    def tree(self) -> Tree:
-        """What the container holds."""
-        path = self._files / "exported.tar"
-        path.unlink(missing_ok=True)
-        self.engine.podman("export", "--output", path, self.name)
-        with path.open("rb") as stream:
-            return _without_mounts(read_tree(stream, STARTED))
-
-    def changes(self) -> list[str]:
-        return sorted(self.engine.podman("diff", self.name).splitlines())
-
-    def commit(self) -> Tree:
-        """The layer of what was changed in the container."""
-        self.engine.podman("commit", "--quiet", self.name, self.name)
-        path = self._files / "saved.tar"
-        self.engine.podman("save", "--quiet", "--output", path, self.name)
-        return _without_mounts(read_layers(path, STARTED)[-1])
-
-
-def _without_mounts(tree: Tree) -> Tree:
-    """Without what podman puts into containers, and the places it makes for that."""
-    made = ("dev", "proc", "run", "sys", "etc/hostname", "etc/resolv.conf", "etc/mtab")
-    return {
-        name: file for name, file in tree.items() if not name.startswith(made) and name != "given"
-    }
-
-
-# -- containers --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def boxes(overlay: Storage, plain: Storage, busybox_tar: Path) -> tuple[Storage, Storage, Storage]:
-    """The image ``box`` on lamina, on fuse-overlayfs and in a plain directory."""
-    path = overlay.directory / "box.tar"
-    box.write_box(busybox_tar, path)
-    for engine in (overlay, plain):
-        engine.podman("import", "--quiet", path, "box")
-    return overlay, overlay.using(fuse_overlayfs()), plain
+NET_RAW = b"\1\0\0\2\0\x20" + bytes(14)
+"""cap_net_raw+ep in the form of linux/capability.h, revision 2."""
 
 
 def test_files_changed_in_a_container_are_those_of_any_filesystem(
-    boxes: tuple[Storage, Storage, Storage], tmp_path: Path
+    boxes: box.Boxes, tmp_path: Path
 ) -> None:
     ours, peer, truth = (Work(engine, "box", tmp_path) for engine in boxes)
     for script in (box.CHANGE, box.CHANGE_AGAIN):
@@ -150,19 +40,12 @@ def test_files_changed_in_a_container_are_those_of_any_filesystem(
     assert ours.changes() == truth.changes()
     layer = ours.commit()
     assert_same(layer, truth.commit())
-    assert_same(*map(_without_resurrected, (layer, tolerant(layer, peer.commit()))))
-
-
-def _without_resurrected(layer: Tree) -> Tree:
-    return {
-        name: file
-        for name, file in layer.items()
-        if "/.wh." not in name or not name.startswith(RECREATED)
-    }
+    theirs = tolerant(layer, peer.commit())
+    assert_same(*(without_whiteouts_in(tree, box.RECREATED) for tree in (layer, theirs)))
 
 
 def test_links_and_new_directories_stay_what_they_are_after_a_restart(
-    boxes: tuple[Storage, Storage, Storage], tmp_path: Path
+    boxes: box.Boxes, tmp_path: Path
 ) -> None:
     """On fuse-overlayfs 1.10 an emptied directory that is moved leaves its old self behind."""
     ours, _, truth = (Work(engine, "box", tmp_path) for engine in boxes)
@@ -173,6 +56,89 @@ def test_links_and_new_directories_stay_what_they_are_after_a_restart(
     layer = ours.commit()
     assert_same(layer, truth.commit())
     assert layer["tree/hard/b"].links == ("tree/hard/a", "tree/hard/b", "tree/hard/new")
+
+
+def test_the_host_changes_a_container_that_is_mounted_and_then_started(
+    boxes: box.Boxes, tmp_path: Path
+) -> None:
+    ours, _, truth = (Work(engine, "box", tmp_path) for engine in boxes)
+    for work in (ours, truth):
+        work.run("rm -r /tree/deep; mv /tree/directory /tree/shifted; echo made >/tree/made")
+        root = Path(work.engine.podman("mount", work.name))
+        assert (root / "tree/made").read_text() == "made\n"
+        (root / "tree/shifted/0").write_text("from the host\n")
+        (root / "tree/deep").mkdir()
+        shutil.rmtree(root / "tree/many")
+        os.chown(root / "tree/made", 33, 33)
+        os.setxattr(root / "tree/made", "security.capability", NET_RAW)
+        os.setxattr(root / "tree/setuid", "user.colour", b"blue")
+        work.engine.podman("unmount", work.name)
+        said = work.run("cat /tree/shifted/0; find /tree/many /tree/deep; stat -c %u /tree/made")
+        assert said.splitlines() == ["from the host", "/tree/deep", "33"]
+    assert ours.changes() == truth.changes()
+    layer = ours.commit()
+    assert_same(layer, truth.commit())
+    assert "security.capability" in dict(layer["tree/made"].xattrs)
+    assert dict(layer["tree/setuid"].xattrs) == {"user.colour": "blue"}
+    image = Path(ours.engine.podman("image", "mount", "box"))
+    assert (image / "tree/directory/0").read_text() == "directory/0 of the image\n"
+    with pytest.raises(OSError, match="Read-only"):
+        (image / "tree/directory/0").write_text("no")
+    ours.engine.podman("image", "unmount", "box")
+
+
+# -- what podman asks of a mount program ---------------------------------------------------------
+
+
+def test_owners_in_a_user_namespace_are_those_of_the_image(
+    boxes: box.Boxes, tmp_path: Path
+) -> None:
+    """podman sends the ids as ``uidmapping``, and takes its mount of the lower layers away again.
+
+    fuse-overlayfs 1.10 does not start such a container: it maps the owners of the image twice.
+    """
+    ours, _, truth = (Work(engine, "box", tmp_path) for engine in boxes)
+    maps = ("--uidmap=0:100000:65536", "--gidmap=0:200000:65536")
+    script = """
+        cd /tree
+        echo more >>appended
+        chown 33:34 cut setuid
+        mkdir made; touch made/file; chown 5:6 made
+        mv directory moved
+        stat -c '%n %u %g' * /home/www/owned
+    """
+    said = [work.run(script, *maps) for work in (ours, truth)]
+    assert said[0] == said[1]
+    assert "cut 33 34" in said[0]
+    assert "/home/www/owned 33 33" in said[0]
+    assert_same(ours.commit(), truth.commit())
+
+
+def test_volumes_over_directories_and_images(boxes: box.Boxes, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("kept\n")
+    script = "echo changed >/x/kept; cat /x/kept; rm -f /image/tree/gone; ls /image/tree/gone"
+    image = "--mount=type=image,source=box,destination=/image"
+    for more, left in (("", "/image/tree/gone"), (",rw=true", "")):
+        options = ["--rm", f"--volume={tmp_path}:/x:O", image + more, "box"]
+        command = [*options, "sh", "-c", f"{script}; true"]
+        said = boxes.ours.podman("run", *command)
+        assert said.split() == ["changed", *left.split()]
+        assert said == boxes.peer.podman("run", *command)
+        assert (tmp_path / "kept").read_text() == "kept\n"
+
+
+def test_more_layers_than_options_of_mount_fit_a_page(boxes: box.Boxes, tmp_path: Path) -> None:
+    count = 120
+    archive = tmp_path / "layers.tar"
+    box.write_layers(boxes.ours.directory / "box.tar", archive, count)
+    boxes.ours.podman("load", "--quiet", "--input", archive)
+    script = "cat /tree/number; ls /tree/layers | wc -l; rm /tree/layers/7; mv /tree/layers /moved"
+    ours, peer = (Work(engine, "layers", tmp_path) for engine in (boxes.ours, boxes.peer))
+    said = [work.run(script) for work in (ours, peer)]
+    assert said[0].split() == [str(count - 1), str(count - count // 2)]
+    assert said[0] == said[1]
+    tree = ours.tree()
+    assert_same(tree, tolerant(tree, peer.tree()))
 
 
 # -- packages ----------------------------------------------------------------------------------
@@ -202,7 +168,7 @@ def test_many_packages_in_a_container_leave_what_they_leave_in_a_plain_directory
     overlay: Storage, plain: Storage, debian_tar: Path, tmp_path: Path
 ) -> None:
     for version in (1, 2):
-        packages.build(tmp_path, version, 20_000)
+        packages.build(tmp_path, version, 4_000)
     works = []
     for engine in (overlay, plain):
         engine.podman("import", "--quiet", debian_tar, "debian")
