@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -12,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.peers.tartrees import Tree, read_layers, read_tree
+from tests.peers.tartrees import Tree, read_layers, read_tree, without_mounts
 from tests.support.machine import REPOSITORY, SEARCH_PATH, program
 from tests.support.mounts import mountpoints_below, unmount
 from tests.support.rootfs import EPOCH
 
 _TIMEOUT = 300
-_ENGINE = """\
+ENGINE = """\
 [containers]
 netns = "none"
 default_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]
@@ -44,8 +43,6 @@ _MOUNT_PROGRAM = """\
 mount_program = "{}"
 """
 
-_MOUNTS = re.compile(r"(dev|proc|run|sys|given|etc/(hostname|resolv\.conf|mtab))(/.*)?$")
-
 
 class Storage:
     """Runs podman and buildah with the images and containers of one directory.
@@ -58,14 +55,8 @@ class Storage:
         self.directory = directory
         self.name = mount_program.name if mount_program else "vfs"
         settings = directory / f"storage-{self.name}.conf"
-        settings.write_text(
-            _STORAGE.format(
-                directory=directory,
-                driver="overlay" if mount_program else "vfs",
-                options=_MOUNT_PROGRAM.format(mount_program) if mount_program else "",
-            )
-        )
-        (directory / "engine.conf").write_text(_ENGINE.format(directory=directory))
+        settings.write_text(storage_settings(directory, mount_program))
+        (directory / "engine.conf").write_text(ENGINE.format(directory=directory))
         self._environment = {
             "PATH": SEARCH_PATH,
             "HOME": str(directory),
@@ -108,13 +99,26 @@ class Storage:
 
     def close(self) -> None:
         """Remove all containers; fail when the engines left a mount behind."""
-        self.podman("rm", "--force", "--all")
-        self.buildah("rm", "--all")
-        self.podman("image", "unmount", "--all", "--force")
-        left = [path for path in mountpoints_below(self.directory) if path.name != "overlay"]
-        for mountpoint in reversed(mountpoints_below(self.directory)):
-            unmount(mountpoint, lazy=True)
+        left: list[Path] = []
+        try:
+            self.podman("rm", "--force", "--all")
+            self.buildah("rm", "--all")
+            self.podman("image", "unmount", "--all", "--force")
+            # The driver makes its own directory a mountpoint, and leaves it so.
+            left = [path for path in mountpoints_below(self.directory) if path.name != "overlay"]
+        finally:
+            for mountpoint in reversed(mountpoints_below(self.directory)):
+                unmount(mountpoint, lazy=True)
         assert not left, f"mounts were left behind: {left}"
+
+
+def storage_settings(directory: Path, mount_program: Path | None) -> str:
+    """A storage.conf for the overlay driver with a mount program, or for the vfs driver."""
+    return _STORAGE.format(
+        directory=directory,
+        driver="overlay" if mount_program else "vfs",
+        options=_MOUNT_PROGRAM.format(mount_program) if mount_program else "",
+    )
 
 
 def lamina_launcher(directory: Path) -> Path:
@@ -154,6 +158,7 @@ class Work:
         self.name = f"{directory.name}-{engine.name}"
         self._files = directory / self.name
         self._files.mkdir()
+        directory.chmod(0o755)  # root of a user namespace reads it too
         self._create = ["--name", self.name, "--hostname", "box", "--no-hosts", "--cap-add=mknod"]
         self._create += [f"--env=SOURCE_DATE_EPOCH={EPOCH}", f"--volume={directory}:/given:ro"]
         self._create += [image, "sh", f"/given/{self.name}/script"]
@@ -172,7 +177,7 @@ class Work:
         path.unlink(missing_ok=True)
         self.engine.podman("export", "--output", path, self.name)
         with path.open("rb") as stream:
-            return _without_mounts(read_tree(stream))
+            return without_mounts(read_tree(stream))
 
     def changes(self) -> list[str]:
         """What ``podman diff`` says, sorted."""
@@ -189,8 +194,4 @@ def layers_of(engine: Storage, image: str) -> list[Tree]:
     with tempfile.TemporaryDirectory(dir=engine.directory) as directory:
         path = Path(directory) / "saved.tar"
         engine.podman("save", "--quiet", "--output", path, image)
-        return [_without_mounts(layer) for layer in read_layers(path)]
-
-
-def _without_mounts(tree: Tree) -> Tree:
-    return {name: file for name, file in tree.items() if not _MOUNTS.match(name)}
+        return [without_mounts(layer) for layer in read_layers(path)]

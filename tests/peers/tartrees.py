@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 import time
 from collections import defaultdict
@@ -24,6 +25,7 @@ _KINDS = {
     tarfile.FIFOTYPE: "fifo",
 }
 _XATTR = "SCHILY.xattr."
+_MOUNTS = re.compile(r"(dev|proc|run|sys|given|etc/(hostname|resolv\.conf|mtab))(/.*)?$")
 _STARTED = int(time.time())
 
 
@@ -105,6 +107,11 @@ def read_layers(archive: Path) -> list[Tree]:
             assert stream is not None
             layers.append(read_tree(io.BytesIO(stream.read())))
         return layers
+
+
+def without_mounts(tree: Tree) -> Tree:
+    """Without what podman puts into containers, and ``/given`` of the tests."""
+    return {name: file for name, file in tree.items() if not _MOUNTS.match(name)}
 
 
 def assert_same(ours: Tree, theirs: Tree) -> None:

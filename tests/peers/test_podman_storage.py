@@ -93,25 +93,30 @@ def test_the_host_changes_a_container_that_is_mounted_and_then_started(
 def test_owners_in_a_user_namespace_are_those_of_the_image(
     boxes: box.Boxes, tmp_path: Path
 ) -> None:
-    """podman sends the ids as ``uidmapping``, and takes its mount of the lower layers away again.
-
-    fuse-overlayfs 1.10 does not start such a container: it maps the owners of the image twice.
-    """
-    ours, _, truth = (Work(engine, "box", tmp_path) for engine in boxes)
-    maps = ("--uidmap=0:100000:65536", "--gidmap=0:200000:65536")
+    """podman tells the mount program the ids of the container as ``uidmapping``."""
+    # podman 4.3 does that, and on newer kernels maps the ids of the layers beside: then even
+    # fuse-overlayfs shows wrong owners. It remembers here that the kernel cannot do it.
+    features = boxes.ours.directory / "run/overlay"
+    features.mkdir(parents=True, exist_ok=True)
+    (features / "idmapped-lower-dir-true").unlink(missing_ok=True)
+    (features / "idmapped-lower-dir-false").touch()
+    works = [Work(engine, "box", tmp_path) for engine in boxes]
     script = """
         cd /tree
         echo more >>appended
         chown 33:34 cut setuid
         mkdir made; touch made/file; chown 5:6 made
-        mv directory moved
+        mv directory shifted
         stat -c '%n %u %g' * /home/www/owned
     """
-    said = [work.run(script, *maps) for work in (ours, truth)]
-    assert said[0] == said[1]
+    maps = ("--uidmap=0:100000:65536", "--gidmap=0:200000:65536")
+    said = [work.run(script, *maps) for work in works]
+    assert said[0] == said[1] == said[2]
     assert "cut 33 34" in said[0]
     assert "/home/www/owned 33 33" in said[0]
-    assert_same(ours.commit(), truth.commit())
+    ours, peer, truth = (work.commit() for work in works)
+    assert_same(ours, truth)
+    assert_same(ours, tolerant(ours, peer))
 
 
 def test_volumes_over_directories_and_images(boxes: box.Boxes, tmp_path: Path) -> None:
@@ -132,7 +137,9 @@ def test_more_layers_than_options_of_mount_fit_a_page(boxes: box.Boxes, tmp_path
     archive = tmp_path / "layers.tar"
     box.write_layers(boxes.ours.directory / "box.tar", archive, count)
     boxes.ours.podman("load", "--quiet", "--input", archive)
-    script = "cat /tree/number; ls /tree/layers | wc -l; rm /tree/layers/7; mv /tree/layers /moved"
+    script = (
+        "cat /tree/number; echo; ls /tree/layers | wc -l; rm /tree/layers/7; mv /tree/layers /moved"
+    )
     ours, peer = (Work(engine, "layers", tmp_path) for engine in (boxes.ours, boxes.peer))
     said = [work.run(script) for work in (ours, peer)]
     assert said[0].split() == [str(count - 1), str(count - count // 2)]
@@ -150,7 +157,7 @@ def test_packages_unpacked_in_a_container_make_the_layer_they_make_on_fuse_overl
     overlay.podman("import", "--quiet", debian_tar, "debian")
     layers = []
     for version in (1, 2):
-        packages.build(tmp_path, version, 600)
+        packages.build(tmp_path, version, 300)
     for engine in (overlay, overlay.using(fuse_overlayfs())):
         work = Work(engine, "debian", tmp_path)
         work.run(packages.ADMINISTER)
@@ -160,7 +167,7 @@ def test_packages_unpacked_in_a_container_make_the_layer_they_make_on_fuse_overl
     assert ours["usr/bin/which.moved"].kind == "symlink"
     assert ours["usr/bin/union-setuid"].mode == 0o4755
     assert len(ours["usr/bin/union-tool"].links) == 3
-    assert sum(name.startswith("usr/share/union-test/many/") for name in ours) == 440
+    assert sum(name.startswith("usr/share/union-test/many/") for name in ours) == 240
 
 
 @pytest.mark.slow
