@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.peers import box
 from tests.peers.podman import Storage, layers_of
-from tests.peers.tartrees import Tree, assert_same, tolerant, without_whiteouts_in
+from tests.peers.tartrees import Tree, assert_peer_agrees, assert_same
 from tests.support.rootfs import EPOCH
 
 pytestmark = [
@@ -57,13 +58,25 @@ def context(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def compare(ours: list[Tree], peer: list[Tree], truth: list[Tree]) -> None:
-    assert len(ours) == len(peer) == len(truth)
-    for layer, theirs, true in zip(ours, peer, truth, strict=True):
-        assert_same(layer, true)
-        seen = tolerant(layer, theirs)
-        directories = (*box.RECREATED, "tree/unpacked/")
-        assert_same(*(without_whiteouts_in(tree, directories) for tree in (layer, seen)))
+def joined(layers: list[Tree]) -> Tree:
+    """All layers as one tree, in which the first name of a path is the number of the layer."""
+    return {
+        f"{number}/{name}": file
+        for number, layer in enumerate(layers)
+        for name, file in layer.items()
+    }
+
+
+def same_on_all(
+    boxes: box.Boxes, make: Callable[[Storage, Path], list[Tree]], context: Path
+) -> list[Tree]:
+    """The layers made on lamina, which are those made elsewhere."""
+    layers = make(boxes.ours, context)
+    ours = joined(layers)
+    assert_same(ours, joined(make(boxes.truth, context)))
+    recreated = (*box.RECREATED, "tree/unpacked/")
+    assert_peer_agrees(ours, lambda: joined(make(boxes.peer, context)), recreated)
+    return layers
 
 
 def build(engine: Storage, context: Path) -> list[Tree]:
@@ -74,9 +87,7 @@ def build(engine: Storage, context: Path) -> list[Tree]:
 
 
 def test_a_build_of_many_steps_makes_the_same_layers(boxes: box.Boxes, context: Path) -> None:
-    ours, peer, truth = (build(engine, context) for engine in boxes)
-    compare(ours, peer, truth)
-    base, changed, copied, added, last = ours
+    base, changed, copied, added, last = same_on_all(boxes, build, context)
     assert base["tree/hard/b"].links == ("tree/hard/a", "tree/hard/b", "tree/hard/far/c")
     assert changed["tree/.wh.gone"].size == 0
     assert copied["tree/renamed/1"].uid == 5
@@ -87,8 +98,7 @@ def test_a_build_of_many_steps_makes_the_same_layers(boxes: box.Boxes, context: 
 
 
 def change_with_buildah(engine: Storage, context: Path) -> list[Tree]:
-    name = f"changed-on-{engine.name}"
-    engine.buildah("from", "--name", name, "box")
+    name = engine.buildah("from", "box")
     volume = ("--volume", f"{context}:/given:ro")
     engine.buildah("run", *volume, name, "sh", "/given/change")
     engine.buildah("copy", "--chown", "5:6", name, context / "files", "/tree/renamed")
@@ -97,13 +107,13 @@ def change_with_buildah(engine: Storage, context: Path) -> list[Tree]:
     root = Path(engine.buildah("mount", name))
     (root / "tree/renamed/unpacked/two").rename(root / "tree/from the host")
     engine.buildah("unmount", name)
-    engine.buildah("commit", "--quiet", name, name)
-    return layers_of(engine, name)
+    image = f"changed-on-{engine.name}"
+    engine.buildah("commit", "--quiet", name, image)
+    return layers_of(engine, image)
 
 
 def test_steps_of_buildah_make_the_same_layer(boxes: box.Boxes, context: Path) -> None:
-    ours, peer, truth = (change_with_buildah(engine, context) for engine in boxes)
-    compare(ours, peer, truth)
+    layer = same_on_all(boxes, change_with_buildah, context)[-1]
     links = ("tree/from the host", "tree/renamed/unpacked/one")
-    assert ours[-1]["tree/from the host"].links == links
-    assert "tree/.wh.modes" in ours[-1]
+    assert layer["tree/from the host"].links == links
+    assert "tree/.wh.modes" in layer
