@@ -151,6 +151,7 @@ def test_more_layers_than_options_of_mount_fit_a_page(boxes: box.Boxes, tmp_path
 # -- packages ----------------------------------------------------------------------------------
 
 
+@pytest.mark.peer("dpkg-deb")
 def test_packages_unpacked_in_a_container_make_the_layer_they_make_on_fuse_overlayfs(
     overlay: Storage, debian_tar: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +171,7 @@ def test_packages_unpacked_in_a_container_make_the_layer_they_make_on_fuse_overl
 
 
 @pytest.mark.slow
+@pytest.mark.peer("dpkg-deb")
 def test_many_packages_in_a_container_leave_what_they_leave_in_a_plain_directory(
     overlay: Storage, plain: Storage, debian_tar: Path, tmp_path: Path
 ) -> None:
