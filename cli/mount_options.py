@@ -26,6 +26,8 @@ _WITHOUT_MEANING = {
     "splice_read", "splice_write", "threaded",
     # kernel overlayfs: what lamina does by itself
     "index", "userxattr", "uuid", "xino",
+    # podman, for what it mounts itself
+    "bind", "private", "rbind", "rprivate", "rshared", "rslave", "shared", "slave", "unbindable",
     # fstab(5): for mount(8) and systemd, which pass them on; or gone from the kernel
     "_netdev", "auto", "comment", "defaults", "group", "helper", "iversion", "mand", "noauto",
     "nofail", "nogroup", "noiversion", "nomand", "noowner", "nouser", "nousers", "owner", "user",

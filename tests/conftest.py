@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -73,3 +74,11 @@ def lamina(tmp_path: Path) -> Iterator[Lamina]:
     command = Lamina(tmp_path / "store")
     yield command
     command.close()
+
+
+@pytest.fixture
+def no_umask() -> Iterator[None]:
+    """For a tree in the process of the test: an upper wants it to have no umask."""
+    before = os.umask(0)
+    yield
+    os.umask(before)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from .layers import Content
 from .layers.directory import FileContent
-from .layers.upper import Spot
+from .layers.spot import Spot
 from .nodes import Node
 
 IDLE_CONTENTS = 512

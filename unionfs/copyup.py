@@ -2,7 +2,9 @@
 
 The copy is made in the work directory, gets its owner, xattrs, mode and times there, and is renamed
 into its place when it is whole. Holes of the source stay holes; where both files are on a
-filesystem that can share blocks, no bytes are copied at all.
+filesystem that can share blocks, no bytes are copied at all. With ``metacopy`` a change of
+attributes copies no bytes either: the upper gets an empty file of the right size, marked as such,
+and the contents follow when somebody is about to write to them.
 """
 
 from __future__ import annotations
@@ -11,86 +13,115 @@ import errno
 import logging
 import os
 import stat
+from dataclasses import dataclass
 
-from . import syscalls
-from .entry import Attributes, Handle
-from .layers import Content, Layer
+from . import syscalls, xattrs
+from .entry import Attributes, Owner
+from .layers import Content
 from .layers.directory import FileContent, Place
-from .layers.packed import PackedLayer
+from .layers.links import Record
+from .layers.spot import Spot
 from .layers.upper import Upper
-from .nodes import Node, fail
-from .tree import Tree
+from .nodes import Node, Part, fail
+from .options import Durability
+from .reading import ReadableTree
 
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 1 << 20
+_METACOPY = b"metacopy"
 
 
-def stage(
-    upper: Upper,
-    layer: Layer,
-    handle: Handle,
-    found: Attributes,
-    *,
-    number: int,
-    length: int | None = None,
-) -> bytes:
-    """Build a copy of a lower file in the work directory, and return its name there.
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What a copy in the upper is to be.
 
-    ``found`` are the attributes the copy gets, ``number`` is the inode number to remember.
-    ``length`` cuts the content, for a copy-up that a truncation asks for. On any error nothing is
-    left behind.
+    ``source`` has the contents, ``attributes`` and ``xattrs`` are what the copy gets, ``number`` is
+    the inode number to remember. ``length`` cuts the contents, for a copy-up that a truncation
+    asks for; ``metacopy`` leaves them where they are.
+    """
+
+    source: Part
+    attributes: Attributes
+    xattrs: dict[bytes, bytes]
+    number: int
+    length: int | None = None
+    metacopy: bool = False
+
+
+def stage(upper: Upper, draft: Draft, durability: Durability) -> bytes:
+    """Build a copy in the work directory, and return its name there.
+
+    On any error nothing is left behind.
     """
     temporary = upper.temporary()
-    fd = upper.work_fd
+    spot = Spot(upper.work_fd, temporary, follow=False)
+    found = draft.attributes
     try:
-        _make(fd, temporary, (layer, handle), found, length)
-        _own(upper, temporary, found)
-        _copy_xattrs(upper, temporary, layer.xattrs(handle))
+        _make(upper, temporary, draft, durability)
+        _own(upper, spot, found)
+        _set_xattrs(upper, spot, draft.xattrs)
         if found.kind != stat.S_IFDIR:
-            upper.remember_number(fd, temporary, number)
+            upper.remember_number(upper.work_fd, temporary, draft.number)
         if found.kind != stat.S_IFLNK:
-            os.chmod(temporary, stat.S_IMODE(found.mode), dir_fd=fd)  # after chown, which clears it
-        os.utime(temporary, ns=(found.atime_ns, found.mtime_ns), dir_fd=fd, follow_symlinks=False)
+            upper.ownership.chmod(spot, found.mode)  # after chown, which clears bits of it
+        os.utime(
+            temporary,
+            ns=(found.atime_ns, found.mtime_ns),
+            dir_fd=upper.work_fd,
+            follow_symlinks=False,
+        )
     except BaseException:
         upper.discard(temporary)
         raise
     return temporary
 
 
-def _make(
-    fd: int, name: bytes, part: tuple[Layer, Handle], found: Attributes, length: int | None
-) -> None:
-    layer, handle = part
+def _make(upper: Upper, name: bytes, draft: Draft, durability: Durability) -> None:
+    layer, handle = draft.source
+    found = draft.attributes
     if found.kind == stat.S_IFDIR:
-        os.mkdir(name, 0o700, dir_fd=fd)
+        os.mkdir(name, 0o700, dir_fd=upper.work_fd)
     elif found.kind == stat.S_IFLNK:
-        os.symlink(layer.target(handle), name, dir_fd=fd)
+        os.symlink(layer.target(handle), name, dir_fd=upper.work_fd)
     elif found.kind == stat.S_IFREG:
-        size = found.size if length is None else min(length, found.size)
-        _make_regular(fd, name, layer, handle, size)
+        _make_regular(upper.work_fd, name, draft, durability)
     else:
-        os.mknod(name, found.kind | 0o600, found.rdev, dir_fd=fd)
+        upper.ownership.mknod(upper.work_fd, name, found.kind | 0o600, found.rdev)
 
 
-def _make_regular(fd: int, name: bytes, layer: Layer, handle: Handle, size: int) -> None:
+def _make_regular(directory_fd: int, name: bytes, draft: Draft, durability: Durability) -> None:
     flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-    target = os.open(name, flags, 0o600, dir_fd=fd)
+    target = os.open(name, flags, 0o600, dir_fd=directory_fd)
+    size = draft.attributes.size
+    if draft.length is not None:
+        size = min(draft.length, size)
     try:
-        if size:
-            content = layer.open(handle)
-            try:
-                _copy_content(content, target, size)
-            finally:
-                content.close()
+        if draft.metacopy:
+            os.ftruncate(target, size)
+            if not xattrs.set_mark(target, _METACOPY, b""):
+                raise fail(errno.ENOTSUP, name)
+        elif size:
+            copy_content(draft.source, target, size)
+            settle(target, durability)
     finally:
         os.close(target)
 
 
-def _copy_content(source: Content, target: int, size: int) -> None:
-    if isinstance(source, FileContent) and syscalls.clone_file(source.fd, target):
-        os.ftruncate(target, size)
-        return
+def copy_content(source: Part, target: int, size: int) -> None:
+    """Give an empty open file the first ``size`` bytes of a lower file, holes as holes."""
+    layer, handle = source
+    content = layer.open(handle)
+    try:
+        if isinstance(content, FileContent) and syscalls.clone_file(content.fd, target):
+            os.ftruncate(target, size)
+        else:
+            _copy_extents(content, target, size)
+    finally:
+        content.close()
+
+
+def _copy_extents(source: Content, target: int, size: int) -> None:
     for start, length in source.extents():
         at, end = start, min(start + length, size)
         while at < end:
@@ -102,6 +133,18 @@ def _copy_content(source: Content, target: int, size: int) -> None:
     os.ftruncate(target, size)
 
 
+def settle(fd: int, durability: Durability) -> None:
+    """See to it that contents reach the disk before the rename that shows them does.
+
+    Writeback that has begun is enough for filesystems that order data before metadata (ext4 with
+    ``data=ordered``), and costs no waiting; ``SYNCED`` waits.
+    """
+    if durability is Durability.SYNCED:
+        os.fdatasync(fd)
+    elif durability is Durability.ORDERED:
+        syscalls.start_writeback(fd)
+
+
 def write_all(fd: int, data: bytes, offset: int) -> None:
     """pwrite(2) until everything is written."""
     view = memoryview(data)
@@ -111,30 +154,32 @@ def write_all(fd: int, data: bytes, offset: int) -> None:
         offset += count
 
 
-def _own(upper: Upper, name: bytes, found: Attributes) -> None:
-    """Give the copy its owner. An ordinary user can only own files as oneself."""
+def _own(upper: Upper, spot: Spot, found: Attributes) -> None:
+    """Give the copy its owner, as far as the host and the xattr beside it can say it."""
     try:
-        os.chown(name, found.uid, found.gid, dir_fd=upper.work_fd, follow_symlinks=False)
+        upper.ownership.chown(spot, Owner(found.uid, found.gid))
     except OSError as error:
-        if upper.privileged and error.errno != errno.EINVAL:
+        if syscalls.has_capability(syscalls.CAP_CHOWN) and error.errno != errno.EINVAL:
             raise
         log.debug("owner %d:%d cannot be kept: %s", found.uid, found.gid, error.strerror)
 
 
-def _copy_xattrs(upper: Upper, name: bytes, xattrs: dict[bytes, bytes]) -> None:
+def _set_xattrs(upper: Upper, spot: Spot, values: dict[bytes, bytes]) -> None:
     """Copy xattrs. Those of the kernel's own namespaces may need privileges that we lack."""
-    path = b"/proc/self/fd/%d/%s" % (upper.work_fd, name)
-    for key, value in xattrs.items():
+    for name, value in values.items():
+        stored = upper.stored_name(name)
+        if stored is None:
+            continue
         try:
-            os.setxattr(path, key, value, follow_symlinks=False)
+            os.setxattr(spot.path(), stored, value, follow_symlinks=False)
         except OSError as error:
-            lacking = error.errno == errno.EPERM and not key.startswith(b"user.")
+            lacking = error.errno == errno.EPERM and not name.startswith(b"user.")
             if error.errno != errno.ENOTSUP and not lacking:
                 raise
-            log.warning("xattr %s is lost in copy-up: %s", os.fsdecode(key), error.strerror)
+            log.warning("xattr %s is lost in copy-up: %s", os.fsdecode(name), error.strerror)
 
 
-class CopyUpTree(Tree):
+class CopyUpTree(ReadableTree):
     """A tree whose files can be brought to the upper, where they may be changed."""
 
     def writable(self) -> Upper:
@@ -145,81 +190,148 @@ class CopyUpTree(Tree):
 
     # -- copy-up -----------------------------------------------------------------------------
 
-    def copy_up(self, node: Node, *, length: int | None = None) -> None:
+    def copy_up(self, node: Node, *, length: int | None = None, contents: bool = True) -> None:
         """Bring a node, and before it its parents, to the upper.
 
-        ``length`` cuts the content of a regular file that is about to be truncated.
+        ``length`` cuts the content of a regular file that is about to be truncated. Without
+        ``contents`` a change of attributes is ahead, for which a metacopy will do.
         """
         self.writable()
         if node.upper:
+            if contents and node.is_metacopy:
+                self._complete(node, length)
             return
         waiting = [node]
         while waiting[-1].names and not (parent := next(iter(waiting[-1].names))[0]).upper:
             waiting.append(parent)
         for step in reversed(waiting):
-            self._copy_up_one(step, length if step is node else None)
+            metacopy = step is node and not contents and self._may_be_metacopy(node)
+            self._copy_up_one(step, length if step is node else None, metacopy=metacopy)
 
-    def _copy_up_one(self, node: Node, length: int | None) -> None:
+    def _may_be_metacopy(self, node: Node) -> bool:
+        """Whether attributes may go up alone. A file with several names goes up whole: its copy
+        could not be completed later in one step."""
+        if not self.options.metacopy or node.kind != stat.S_IFREG or not node.names:
+            return False
+        found = self.attributes(node)
+        return found.nlink == 1 and found.size > 0
+
+    def _copy_up_one(self, node: Node, length: int | None, *, metacopy: bool) -> None:
         upper = self.writable()
-        layer, handle = node.parts[0]
         found = self._lower_attributes(node)
-        staged = stage(upper, layer, handle, found, number=node.number, length=length)
+        links = found.nlink + node.extra
+        draft = Draft(
+            source=node.parts[0 if node.is_directory else -1],
+            attributes=found,
+            xattrs=self.xattrs(node),
+            number=node.number,
+            length=length,
+            metacopy=metacopy,
+        )
+        staged = stage(upper, draft, self.options.durability)
         if not node.names:
             self._keep_nameless(node, staged)
+        elif links > 1 and not node.is_directory:
+            self._index(node, staged, Record(self.link_key(node), extra=links))
         else:
-            parent, name = next(iter(node.names))
-            assert parent.place is not None
-            with upper.keeping_times(parent.place):
-                upper.publish(staged, parent.place, name)
-            node.names[parent, name] = True
-            if node.is_directory:
-                node.place = Place(parent.place, name)
+            self._publish(node, staged)
         node.upper = True
         if not node.is_directory:
             self.contents.close(node)
-            node.parts = ()
-            if node.names:
-                self._join_links(node, found.nlink, layer, handle)
+            node.parts = node.parts if metacopy else ()
+            if node.link_key is not None:
+                self.name_in_upper(node, *next(iter(node.names)))
+
+    def _publish(self, node: Node, staged: bytes) -> None:
+        upper = self.writable()
+        parent, name = next(iter(node.names))
+        assert parent.place is not None
+        with upper.keeping_times(parent.place):
+            upper.publish(staged, parent.place, name)
+        node.names[parent, name] = True
+        node.extra = 0
+        if node.is_directory:
+            node.place = Place(parent.place, name)
 
     def _keep_nameless(self, node: Node, staged: bytes) -> None:
         """A file that is open but has no name any more goes on without one in the upper."""
         upper = self.writable()
+        if node.pin >= 0:
+            os.close(node.pin)
         node.pin = os.open(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work_fd)
         upper.discard(staged)
         node.extra = 0
 
-    def _join_links(self, node: Node, links: int, layer: object, handle: object) -> None:
-        """Keep the names of a hardlinked file together after its copy-up.
+    def _complete(self, node: Node, length: int | None) -> None:
+        """Give a metacopy its contents, cut to ``length``.
 
-        A pack knows all its names, so all are linked to the copy and stay so for good. A directory
-        knows only how many there are: names found later lead to this node while the mount lasts.
+        It is made anew and renamed over the old one. Only a metacopy of another program's can have
+        several names; that one is filled where it is.
         """
-        if links < 2:
-            return
+        upper = self.writable()
         spot = self.spot(node)
-        info = os.stat(spot.name, dir_fd=spot.dir_fd, follow_symlinks=spot.follow)
-        self.identify(node, (info.st_dev, info.st_ino))
-        node.extra += links - 1
-        if isinstance(layer, PackedLayer):
-            for path in layer.links(handle):
-                self._join_link(node, path)
+        found = upper.stat(spot)
+        if found.nlink > 1:
+            self._fill(node, spot, found)
+        else:
+            draft = Draft(
+                source=node.parts[-1],
+                attributes=found,
+                xattrs=upper.xattrs_at(spot),
+                number=node.number,
+                length=length,
+            )
+            staged = stage(upper, draft, self.options.durability)
+            if node.names:
+                parent, name = next(iter(node.names))
+                assert parent.place is not None
+                with upper.keeping_times(parent.place):
+                    os.rename(
+                        staged, name, src_dir_fd=upper.work_fd, dst_dir_fd=upper.fd(parent.place)
+                    )
+            else:
+                self._keep_nameless(node, staged)
+        self.contents.close(node)
+        node.parts = ()
 
-    def _join_link(self, node: Node, path: tuple[bytes, ...]) -> None:
-        found = self.walk(path)
-        if found is node:
-            parent = self.walk(path[:-1])
-            assert parent is not None
-            self.copy_up(parent)
-            self.name_in_upper(node, parent, path[-1])
-        if found is not None:
-            self.trim(found)
+    def _fill(self, node: Node, spot: Spot, found: Attributes) -> None:
+        target = spot.open(os.O_RDWR)
+        try:
+            copy_content(node.parts[-1], target, found.size)
+            os.utime(target, ns=(found.atime_ns, found.mtime_ns))
+            settle(target, self.options.durability)
+        finally:
+            os.close(target)
+        xattrs.remove_mark(spot.path(), _METACOPY, follow=spot.follow)
+
+    # -- hardlinks ---------------------------------------------------------------------------
+
+    def _index(self, node: Node, staged: bytes, record: Record) -> None:
+        """Keep a copy of a file with several names where each of them leads to it."""
+        upper = self.writable()
+        index = upper.index()
+        try:
+            index.add(upper.work_fd, staged, record)
+        except BaseException:
+            upper.discard(staged)
+            raise
+        node.link_key, node.extra = record.key, record.extra
+        info = index.spot(record.key).stat()
+        self.identify(node, (info.st_dev, info.st_ino))
 
     def name_in_upper(self, node: Node, parent: Node, name: bytes) -> None:
         """See to it that the upper itself has this name of a file that it has."""
         if node.is_directory or node.names[parent, name]:
             return
+        upper = self.writable()
+        self.copy_up(parent)
         assert parent.place is not None
-        with self.writable().keeping_times(parent.place):
-            self.writable().link(self.spot(node), parent.place, name, covered=False)
+        assert node.link_key is not None
+        index = upper.index()
+        links_on_disk = self.spot(node).stat().st_nlink
+        index.write_record(Record(node.link_key, total=links_on_disk - 1 + node.extra))
+        with upper.keeping_times(parent.place):
+            upper.link(self.spot(node), parent.place, name, covered=False)
         node.names[parent, name] = True
         node.extra -= 1
+        index.write_record(Record(node.link_key, extra=node.extra))

@@ -24,6 +24,11 @@ class Entry(NamedTuple):
     kind: int
     handle: Handle
 
+    @property
+    def is_directory(self) -> bool:
+        """Whether the name is a directory."""
+        return self.kind == stat.S_IFDIR
+
 
 class Owner(NamedTuple):
     """Who a new file belongs to."""

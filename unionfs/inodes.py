@@ -21,10 +21,14 @@ _SPARE = 0xFFFF << _LOCAL_BITS
 class Numbers:
     """Gives files their numbers. Pure bookkeeping, no I/O."""
 
-    def __init__(self, spaces: Iterable[int]) -> None:
-        """``spaces`` are those of the layers, bottom first: the order fixes the numbers."""
+    def __init__(self, spaces: Iterable[int], *, short: bool = False) -> None:
+        """``spaces`` are those of the layers, bottom first: the order fixes the numbers.
+
+        With ``short`` all numbers fit 32 bits, for programs that know no longer ones.
+        """
         self._spaces: dict[int, int] = {}
-        self._spare = _SPARE
+        self._short = short
+        self._spare = _SPARE >> 32 if short else _SPARE
         for space in spaces:
             self._spaces.setdefault(space, len(self._spaces))
 
@@ -32,9 +36,19 @@ class Numbers:
         """The number of file ``local`` of ``space``: the same at every mount of these layers."""
         index = self._spaces.setdefault(space, len(self._spaces))
         number = index << _LOCAL_BITS | local
-        if local >> _LOCAL_BITS or number <= ROOT:
-            return self.spare()
-        return number
+        if self._short:
+            number = (number ^ number >> 32) & 0xFFFFFFFF
+        return number if number > ROOT and not local >> _LOCAL_BITS else self.spare()
+
+    def key(self, space: int, local: int) -> bytes:
+        """A name for file ``local`` of ``space`` that no other file has, at any mount."""
+        index = self._spaces.setdefault(space, len(self._spaces))
+        return b"%x" % (index << 64 | local)
+
+    def locate(self, key: bytes) -> tuple[int, int]:
+        """The (space, local) that a key stands for; a space that is not there is -1."""
+        index, local = divmod(int(key, 16), 1 << 64)
+        return next((space for space, at in self._spaces.items() if at == index), -1), local
 
     def spare(self) -> int:
         """A number for a file that cannot have its own, good until the unmount."""

@@ -26,14 +26,9 @@ from .attach import (
     mounted_at,
     unmount,
 )
-from .changes import WritableTree
 from .errors import MountError, UnionError, display
-from .layers import Layer
-from .layers.directory import DirectoryLayer
-from .layers.packed import PackedLayer
-from .layers.upper import Upper
+from .opening import open_union
 from .options import Durability
-from .pack import Pack
 
 __all__ = [
     "MountOptions",
@@ -46,9 +41,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-PACK_SPACE = 0
-"""The space of inode numbers of packs. No filesystem has device number 0."""
 
 _READY = b"ready"
 
@@ -93,7 +85,14 @@ def serve(options: MountOptions, ready: Callable[[], None] | None = None) -> Non
     check(options)
     syscalls.raise_descriptor_limit()
     os.umask(0)
-    tree = _build_tree(options)
+    tree = open_union(
+        options.lowers,
+        options.upper,
+        options.work,
+        options=options.tree,
+        uid_map=options.uid_map,
+        gid_map=options.gid_map,
+    )
     try:
         # here, where it is needed: importing pyfuse3 takes longer than everything before
         from .operations import UnionOperations  # noqa: PLC0415
@@ -255,27 +254,3 @@ def _expect_compatible(work: bytes) -> None:
 def _mark_volatile(work: bytes) -> None:
     os.makedirs(os.path.join(work, _VOLATILE), 0o700)
     os.mknod(os.path.join(work, _VOLATILE, b"dirty"), 0o600)
-
-
-def _build_tree(options: MountOptions) -> WritableTree:
-    """Open the layers and join them. What was opened is closed again if one of them is bad."""
-    layers: list[Layer] = []
-    try:
-        rows = 0
-        for path in reversed(options.lowers):  # numbers are given from the bottom up
-            layer: Layer
-            if os.path.isdir(path):
-                layer = DirectoryLayer(path)
-            else:
-                pack = Pack(Path(os.fsdecode(path)))
-                layer = PackedLayer(pack, PACK_SPACE, rows)
-                rows += pack.inode_count
-            layers.insert(0, layer)
-        upper = None
-        if options.upper is not None and options.work is not None:
-            upper = Upper(options.upper, options.work)
-        return WritableTree(layers, upper, uid_map=options.uid_map, gid_map=options.gid_map)
-    except BaseException:
-        for layer in layers:
-            layer.close()
-        raise

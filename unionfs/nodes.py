@@ -49,14 +49,15 @@ class Node:
 
     ``names`` are the known names, each with whether the upper itself has it. ``upper`` says that
     the upper has the file, ``place`` where (directories only); ``parts`` are the lower layers that
-    take part, topmost first (one for a file that is not in the upper). ``pin`` is a descriptor that
-    keeps an upper file without a name. ``extra`` is what the link count differs from the one on
-    disk, for hardlinks whose names are partly in the upper and partly below.
+    take part, topmost first: those of a merged directory, or of a file whose contents are below,
+    of which the last has them. ``pin`` is a descriptor that keeps an upper file without a name.
+    ``link_key`` is the name of a file in the upper's index of hardlinks. ``extra`` is what the link
+    count differs from the one on disk.
     """
 
     __slots__ = (
-        "__weakref__", "children", "content", "extra", "identities", "kind", "listing", "lookups",
-        "names", "number", "opened", "parts", "pin", "place", "subdirectories", "upper",
+        "__weakref__", "children", "content", "extra", "identities", "kind", "link_key", "listing",
+        "lookups", "names", "number", "opened", "parts", "pin", "place", "subdirectories", "upper",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +75,7 @@ class Node:
         self.opened = 0
         self.extra = 0
         self.pin = -1
+        self.link_key: bytes | None = None
         self.content: Content | None = None
         self.listing: Listing | None = None
         self.subdirectories: int | None = None
@@ -82,3 +84,8 @@ class Node:
     def is_directory(self) -> bool:
         """Whether the node is a directory."""
         return self.kind == stat.S_IFDIR
+
+    @property
+    def is_metacopy(self) -> bool:
+        """Whether the upper has the attributes of a regular file, but not its contents."""
+        return self.upper and bool(self.parts) and self.kind == stat.S_IFREG

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .owners import Owners
@@ -11,8 +11,8 @@ from .owners import Owners
 class Redirects(Enum):
     """``redirect_dir`` of kernel overlayfs (Documentation/filesystems/overlayfs.rst, "Renaming").
 
-    A directory with lower parts is renamed by noting where they are (``ON``), or not at all (EXDEV).
-    Notes found in layers are followed, except with ``NOFOLLOW``.
+    A directory with lower parts is renamed by noting where they are (``ON``), else not at all
+    (EXDEV). Notes found in layers are followed, except with ``NOFOLLOW``.
     """
 
     ON = "on"
@@ -36,7 +36,8 @@ class TreeOptions:
     as ``.wh.`` files; None leaves it to what the upper holds. ``show_whiteouts``: a read-only union
     shows its whiteouts in that form. ``count_subdirectories``: a directory's link count counts its
     subdirectories, else it is 1. ``short_numbers``: inode numbers fit 32 bits. ``owners``: whose
-    files are shown. ``override``: the xattr that keeps owner and mode where the host cannot, None for none.
+    files are shown. ``override``: the xattr that owners, modes and types are kept in; None for what
+    the layers' roots say, and where the host refuses them.
     """
 
     redirects: Redirects = Redirects.ON
@@ -46,5 +47,5 @@ class TreeOptions:
     count_subdirectories: bool = True
     short_numbers: bool = False
     durability: Durability = Durability.ORDERED
-    owners: Owners = Owners()
+    owners: Owners = field(default_factory=Owners)
     override: bytes | None = None

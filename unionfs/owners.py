@@ -1,18 +1,17 @@
 """Whose files a mount shows: id maps and squashing, both ways.
 
 The meaning is that of fuse-overlayfs' ``uidmapping``, ``gidmapping``, ``squash_to_root``,
-``squash_to_uid`` and ``squash_to_gid`` (fuse-overlayfs(1)), with one difference. An id that no
-range covers is shown as the overflow id, there as here; but where fuse-overlayfs would silently
-give a file to the overflow id on disk, here the chown or the creation fails with EOVERFLOW, as it
-does on an idmapped mount of the kernel (mount_setattr(2)).
+``squash_to_uid`` and ``squash_to_gid`` (fuse-overlayfs(1)). An id that no range covers is shown as
+the overflow id, and a file made or given away by one is the overflow id's on disk. But ids that
+are already on the side that they would be mapped to stay as they are: podman also gives lower
+layers as idmapped mounts, and prepares the root of a container as an id that it has not mapped.
 
 Squashing hides owners and does not change them: what is written is still what was asked for. As
-nobody sees it, an id outside the ranges is then no error and leaves the owner alone.
+nobody sees it, an id outside the ranges then leaves the owner alone.
 """
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 
 IdMap = tuple[tuple[int, int, int], ...]
@@ -38,14 +37,14 @@ def shown_id(mapping: IdMap, value: int) -> int:
     return OVERFLOW_ID
 
 
-def kept_id(mapping: IdMap, value: int) -> int | None:
-    """The owner that a file gets on disk for the shown id ``value``; None if no range has it."""
+def _mapped(mapping: IdMap, value: int) -> int | None:
+    """The id that the first of ranges (from, to, count) leads to; None if no range knows it."""
     if not mapping or value == UNCHANGED:
         return value
-    for first, shown, count in mapping:
-        if shown <= value < shown + count:
-            return first + value - shown
-    return None
+    for first, target, count in mapping:
+        if first <= value < first + count:
+            return target + value - first
+    return value if any(target <= value < target + count for _, target, count in mapping) else None
 
 
 def check_map(mapping: IdMap) -> None:
@@ -102,15 +101,14 @@ class Owners:
     def shown(self, uid: int, gid: int) -> tuple[int, int]:
         """The owner a mount shows for the owner on disk."""
         return (
-            shown_id(self.uids, uid) if self.squash_uid is None else self.squash_uid,
-            shown_id(self.gids, gid) if self.squash_gid is None else self.squash_gid,
+            _shown(self.uids, uid) if self.squash_uid is None else self.squash_uid,
+            _shown(self.gids, gid) if self.squash_gid is None else self.squash_gid,
         )
 
     def kept(self, uid: int, gid: int) -> tuple[int, int]:
         """The owner on disk for one that a caller of the mount is or asks for.
 
         UNCHANGED stays; it also stands for an id outside the ranges where owners are squashed.
-        Raises :class:`OSError` EOVERFLOW for such an id where they are not.
         """
         return (
             _kept(self.uids, uid, squashed=self.squash_uid is not None),
@@ -118,10 +116,13 @@ class Owners:
         )
 
 
+def _shown(mapping: IdMap, value: int) -> int:
+    found = _mapped(mapping, value)
+    return OVERFLOW_ID if found is None else found
+
+
 def _kept(mapping: IdMap, value: int, *, squashed: bool) -> int:
-    found = kept_id(mapping, value)
+    found = _mapped(tuple((shown, first, count) for first, shown, count in mapping), value)
     if found is not None:
         return found
-    if squashed:
-        return UNCHANGED
-    raise OSError(errno.EOVERFLOW, f"the id {value} is outside the mapped ranges")
+    return UNCHANGED if squashed else OVERFLOW_ID

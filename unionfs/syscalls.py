@@ -37,7 +37,10 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
+CAP_CHOWN = 0
 CAP_SYS_ADMIN = 21
+
+SYNC_FILE_RANGE_WRITE = 2
 
 FICLONE = 0x40049409
 
@@ -77,6 +80,11 @@ def clone_file(source_fd: int, target_fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def start_writeback(fd: int) -> None:
+    """Begin to write a file's contents to disk, without waiting (sync_file_range(2))."""
+    _check(_libc.sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE))
 
 
 def has_capability(capability: int) -> bool:

@@ -1,12 +1,13 @@
 """The union itself: what a path means when layers lie upon each other.
 
-This is the one place that defines it. The module is synchronous, knows no FUSE and can be driven
-without a mount; :mod:`unionfs.changes` adds what alters the tree. The rules are those of kernel
+This is the one place that defines it, with :mod:`unionfs.stacking` for the layers below the upper.
+The module is synchronous, knows no FUSE and can be driven without a mount; :mod:`unionfs.reading`
+adds what files show, :mod:`unionfs.changes` what alters the tree. The rules are those of kernel
 overlayfs (Documentation/filesystems/overlayfs.rst):
 
 * the topmost layer that has a name decides it; a whiteout ends the search;
 * directories of one name merge, down to the first layer where the name is opaque or no directory;
-* a merged directory's attributes are those of its topmost layer that has any.
+* a renamed directory has a note of where its lower parts are.
 
 A :class:`unionfs.nodes.Node` is one file of the union. It lives as long as the kernel knows it, is
 open, or has children that live. Contents belong to the node and not to an open handle, so a file
@@ -18,50 +19,58 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from .contents import Contents, open_upper
+from .contents import Contents
 from .entry import NAME_MAX, WHITEOUT, Attributes, Entry, Handle
 from .inodes import ROOT, Numbers
-from .layers import Content, Layer
-from .layers.directory import Place, attributes_of, visible_xattrs
+from .layers import Layer
+from .layers.directory import Place
+from .layers.links import LinkIndex
 from .layers.packed import PackedLayer
-from .layers.upper import Spot, Upper, pinned
-from .nodes import Listing, Node, Part, fail
-from .owners import IdMap, shown_id
-from .whiteouts import is_private_xattr
+from .layers.shown import ShownWhiteouts
+from .layers.spot import Spot, pinned
+from .layers.upper import Upper
+from .nodes import Node, Part, fail
+from .options import Redirects, TreeOptions
+from .stacking import Found, Parts, Stack
 
 
 class Tree:
-    """Layers joined to one tree, for reading."""
+    """Layers joined to one tree: its names, and the nodes behind them."""
 
     def __init__(
         self,
         lowers: Sequence[Layer],
         upper: Upper | None = None,
         *,
-        uid_map: IdMap = (),
-        gid_map: IdMap = (),
+        options: TreeOptions | None = None,
+        links: LinkIndex | None = None,
     ) -> None:
-        """``lowers`` are topmost first. The tree owns the layers and closes them."""
+        """``lowers`` are topmost first. The tree owns the layers and closes them.
+
+        ``links`` is the index of hardlinks of a finished upper that is read as the topmost lower.
+        """
         self.lowers = tuple(lowers)
         self.upper = upper
-        self._uid_map = uid_map
-        self._gid_map = gid_map
+        self.options = options or TreeOptions()
+        self._links = links
         roots = [(layer, layer.root()) for layer in self.lowers]
         place = upper.root() if upper is not None else None
         spaces = [layer.attributes(handle).space for layer, handle in reversed(roots)]
         if upper is not None:
             spaces.append(upper.attributes(place).space)
-        self._numbers = Numbers(spaces)
+        self._numbers = Numbers(spaces, short=self.options.short_numbers)
+        follow = self.options.redirects is not Redirects.NOFOLLOW
+        self.stack = Stack(self._root_parts(roots), follow=follow)
         self.root = Node(
-            ROOT, stat.S_IFDIR, upper=upper is not None, place=place, parts=self._root_parts(roots)
+            ROOT, stat.S_IFDIR, upper=upper is not None, place=place, parts=self.stack.roots
         )
         self._nodes = {ROOT: self.root}
         self._by_identity: dict[tuple[int, int], Node] = {}
         self.contents = Contents()
 
-    def _root_parts(self, roots: list[Part]) -> tuple[Part, ...]:
+    def _root_parts(self, roots: list[Part]) -> Parts:
         if self.upper is not None and self.upper.is_opaque(self.upper.root()):
             return ()
         for count, (layer, handle) in enumerate(roots, 1):
@@ -78,8 +87,15 @@ class Tree:
                 node.pin = -1
         for layer in self.lowers:
             layer.close()
+        if self._links is not None:
+            self._links.close()
         if self.upper is not None:
             self.upper.close()
+
+    @property
+    def links(self) -> LinkIndex | None:
+        """The index of hardlinks that were copied up, if any was."""
+        return self._links if self.upper is None else self.upper.links
 
     # -- names -------------------------------------------------------------------------------
 
@@ -104,50 +120,42 @@ class Tree:
             return self._lookup_below(parent, name)
         if entry.kind == WHITEOUT:
             raise fail(errno.ENOENT, name)
-        if entry.kind != stat.S_IFDIR:
+        if not entry.is_directory:
             return self._upper_file(parent, name, entry)
-        kind, parts = self._lower_parts(parent, name)
-        merges = kind == stat.S_IFDIR and not self._is_opaque(entry.handle)
-        return self._directory(parent, name, entry.handle, parts if merges else ())
+        return self._directory(parent, name, entry.handle, self._merging(parent, name, entry))
 
     def _lookup_below(self, parent: Node, name: bytes) -> Node:
-        kind, parts = self._lower_parts(parent, name)
-        if not parts:
+        found = self.stack.find(parent.parts, name)
+        if found.kind == WHITEOUT:
             raise fail(errno.ENOENT, name)
-        if kind == stat.S_IFDIR:
-            return self._directory(parent, name, None, parts)
-        return self._lower_file(parent, name, parts)
+        if found.kind == stat.S_IFDIR:
+            return self._directory(parent, name, None, found.parts)
+        return self._lower_file(parent, name, found.parts)
 
     def _upper_entry(self, parent: Node, name: bytes) -> Entry | None:
         if self.upper is None or parent.place is None or not self.is_live(parent):
             return None
         return self.upper.lookup(parent.place, name)
 
-    def _is_opaque(self, place: Place) -> bool:
-        return self.upper is not None and self.upper.is_opaque(place)
+    def _merging(self, parent: Node, name: bytes, entry: Entry) -> Parts:
+        """The lower parts of a directory that the upper has."""
+        assert self.upper is not None
+        if self.upper.is_opaque(entry.handle):
+            return ()
+        found = self._below(parent, name, entry)
+        return found.parts if found.kind == stat.S_IFDIR else ()
+
+    def _below(self, parent: Node, name: bytes, entry: Entry) -> Found:
+        """What lower layers have of something in the upper: under its name, or at its redirect."""
+        assert self.upper is not None
+        redirect = self.stack.follow(self.upper, entry)
+        if redirect is None:
+            return self.stack.find(parent.parts, name)
+        return self.stack.find_redirected(parent.parts, redirect)
 
     def is_live(self, directory: Node) -> bool:
         """Whether a directory still has its name; a removed one shows nothing."""
         return bool(directory.names) or directory is self.root
-
-    @staticmethod
-    def _lower_parts(parent: Node, name: bytes) -> tuple[int, tuple[Part, ...]]:
-        """What the lower layers make of a name: one file, or the directories that merge."""
-        parts: list[Part] = []
-        for layer, handle in parent.parts:
-            entry = layer.lookup(handle, name)
-            if entry is None:
-                continue
-            if entry.kind == WHITEOUT:
-                break
-            if entry.kind != stat.S_IFDIR:
-                if not parts:
-                    return entry.kind, ((layer, entry.handle),)
-                break
-            parts.append((layer, entry.handle))
-            if layer.is_opaque(entry.handle):
-                break
-        return stat.S_IFDIR, tuple(parts)
 
     def lower_entry(self, parent: Node, name: bytes) -> Entry | None:
         """What lower layers show of a name, so what a removal in the upper must cover."""
@@ -157,9 +165,7 @@ class Tree:
                 return None if entry.kind == WHITEOUT else entry
         return None
 
-    def _directory(
-        self, parent: Node, name: bytes, place: Place | None, parts: tuple[Part, ...]
-    ) -> Node:
+    def _directory(self, parent: Node, name: bytes, place: Place | None, parts: Parts) -> Node:
         if parts:
             layer, handle = parts[0]
             found = layer.attributes(handle)
@@ -174,43 +180,95 @@ class Tree:
         assert self.upper is not None
         assert parent.place is not None
         spot = self.upper.spot(parent.place, name)
-        found = attributes_of(os.stat(name, dir_fd=spot.dir_fd, follow_symlinks=False))
+        found = self.upper.stat(spot)
         identity = (found.space, found.number)
         node = self._by_identity.get(identity) if found.nlink > 1 else None
         if node is not None:
             return self._name(node, parent, name)
         number = self.upper.number(spot) or self._numbers.number(*identity)
-        node = Node(number, entry.kind, upper=True, place=None, parts=())
+        node = Node(number, found.kind, upper=True, place=None, parts=())
+        if found.kind == stat.S_IFREG and self.upper.is_metacopy(entry.handle):
+            node.parts = self._contents_below(parent, name, entry)
         if found.nlink > 1:
             self.identify(node, identity)
+            self._recall_links(node, spot, found)
         return self._enter(node, parent, name)
 
-    def _lower_file(self, parent: Node, name: bytes, parts: tuple[Part, ...]) -> Node:
+    def _contents_below(self, parent: Node, name: bytes, entry: Entry) -> Parts:
+        found = self._below(parent, name, entry)
+        if found.kind != stat.S_IFREG:
+            raise fail(errno.EIO, name)  # what it was made over is not there
+        return found.parts
+
+    def _lower_file(self, parent: Node, name: bytes, parts: Parts) -> Node:
         layer, handle = parts[0]
         found = layer.attributes(handle)
         identity = (found.space, found.number)
-        node = self._by_identity.get(identity) if found.nlink > 1 else None
-        if node is not None:
-            return self._name(node, parent, name)
+        if found.nlink > 1:
+            node = self._copied_up_link(parent, name, identity) or self._by_identity.get(identity)
+            if node is not None:
+                return self._name(node, parent, name, in_upper=False)
         node = Node(
             self._numbers.number(*identity), found.kind, upper=False, place=None, parts=parts
         )
-        if found.nlink == 1:
-            return self._enter(node, parent, name)
-        self.identify(node, identity)
-        self._enter(node, parent, name)
-        self._subtract_hidden_names(node, layer, handle)
+        if found.nlink > 1:
+            self.identify(node, identity)
+            node.extra = -self._hidden_names(layer, handle)
+        return self._enter(node, parent, name)
+
+    def _hidden_names(self, layer: Layer, handle: Handle) -> int:
+        """How many names of a file other layers hide. A pack counts all that it has itself."""
+        if not isinstance(layer, (PackedLayer, ShownWhiteouts)) or len(self.stack.roots) == 1:
+            return 0
+        shown = (self.stack.find_path(path).parts for path in layer.links(handle))
+        return sum(parts[:1] != ((layer, handle),) for parts in shown)
+
+    # -- hardlinks ---------------------------------------------------------------------------
+
+    def _copied_up_link(self, parent: Node, name: bytes, identity: tuple[int, int]) -> Node | None:
+        """The node of a lower file with several names that was copied up by another of them."""
+        if self.links is None:
+            return None
+        key = self._numbers.key(*identity)
+        place = self.links.find(key)
+        if place is None:
+            return None
+        spot = self.links.spot(key)
+        found = self.links.attributes(place)
+        copied = (found.space, found.number)
+        node = self._by_identity.get(copied)
+        if node is None:
+            number = self._numbers.number(*identity)
+            above = self.upper is not None
+            parts: Parts = () if above else ((self.links, place),)
+            node = Node(number, found.kind, upper=above, place=None, parts=parts)
+            self.identify(node, copied)
+            self._recall_links(node, spot, found)
+            self._nodes_add(node)
         return node
 
-    def _subtract_hidden_names(self, node: Node, layer: Layer, handle: Handle) -> None:
-        """A pack counts all names of a file, also those that layers above it hide."""
-        if isinstance(layer, PackedLayer) and (self.upper is not None or len(self.lowers) > 1):
-            for path in layer.links(handle):
-                found = self.walk(path)
-                if found is not node:
-                    node.extra -= 1
-                    if found is not None:
-                        self.trim(found)
+    def _recall_links(self, node: Node, spot: Spot, found: Attributes) -> None:
+        """Take from the index, if the file is in it, how many names only lower layers have."""
+        record = self.links.record(spot) if self.links is not None else None
+        if record is not None:
+            node.link_key = record.key
+            node.extra = record.names_below(found.nlink)
+
+    def link_key(self, node: Node) -> bytes:
+        """The key of a lower file in the index of hardlinks."""
+        layer, handle = node.parts[0]
+        found = layer.attributes(handle)
+        return self._numbers.key(found.space, found.number)
+
+    def links_of(self, key: bytes) -> list[tuple[bytes, ...]]:
+        """All paths, in its own layer, of the packed file that a key stands for."""
+        space, number = self._numbers.locate(key)
+        for layer in self.lowers:
+            if isinstance(layer, PackedLayer):
+                handle = layer.handle_of(space, number)
+                if handle is not None:
+                    return layer.links(handle)
+        return []
 
     def walk(self, path: tuple[bytes, ...]) -> Node | None:
         """The node at a path from the root, None if there is none."""
@@ -229,24 +287,24 @@ class Tree:
             self._by_identity[identity] = node
             node.identities.append(identity)
 
+    # -- nodes -------------------------------------------------------------------------------
+
     def _enter(self, node: Node, parent: Node, name: bytes) -> Node:
-        """Add a new node; one whose number another node has already gets a spare number."""
-        if node.number in self._nodes:
+        """Add a new node under its name; the upper has the name if it has the node."""
+        self._nodes_add(node)
+        return self._name(node, parent, name, in_upper=node.upper)
+
+    def _nodes_add(self, node: Node) -> None:
+        """Number a node; one whose number another node has already gets a spare number."""
+        while node.number in self._nodes:
             node.number = self._numbers.spare()
         self._nodes[node.number] = node
-        return self._name(node, parent, name)
 
-    def _name(self, node: Node, parent: Node, name: bytes) -> Node:
-        in_upper = node.upper
-        if in_upper and not node.is_directory and (node.names or node.pin >= 0):
-            in_upper = self._upper_has(parent, name)
+    @staticmethod
+    def _name(node: Node, parent: Node, name: bytes, *, in_upper: bool = True) -> Node:
         node.names[parent, name] = in_upper
         parent.children[name] = node
         return node
-
-    def _upper_has(self, parent: Node, name: bytes) -> bool:
-        entry = self._upper_entry(parent, name)
-        return entry is not None and entry.kind != WHITEOUT
 
     def unname(self, node: Node, parent: Node, name: bytes) -> None:
         """A name has gone from the union."""
@@ -269,8 +327,6 @@ class Tree:
                 continue
             if self._nodes.get(node.number) is not node:
                 continue
-            if node.upper and node.extra > 0 and node.names:
-                continue  # only this node knows which names below belong to the copy
             del self._nodes[node.number]
             for identity in node.identities:
                 del self._by_identity[identity]
@@ -283,86 +339,13 @@ class Tree:
                 parent.children.pop(name, None)
                 waiting.append(parent)
 
-    # -- directories -------------------------------------------------------------------------
-
-    def open_directory(self, node: Node) -> None:
-        """Somebody is about to read a directory."""
-        if not node.is_directory:
-            raise fail(errno.ENOTDIR)
-        node.opened += 1
-
-    def close_directory(self, node: Node) -> None:
-        """Somebody has finished reading a directory. The last one's listing is given up."""
-        node.opened -= 1
-        if not node.opened:
-            node.listing = None
-            self.trim(node)
-
-    def list(self, node: Node, position: int) -> Iterator[tuple[bytes, Node, int]]:
-        """The (name, child, next position) of a directory from a position on, 0 at the start."""
-        if node.listing is None:
-            node.listing = Listing(self.names(node))
-        listing = node.listing
-        at = position
-        while at < len(listing.names):
-            name = listing.names[at]
-            at += 1
-            if name is None:
-                continue
-            try:
-                child = self.lookup(node, name)
-            except FileNotFoundError:
-                continue
-            yield name, child, at
-
-    def names(self, node: Node) -> Iterator[bytes]:
-        """Every name of a directory once, without ``.`` and ``..``."""
-        if not self.is_live(node):
-            return
-        settled: set[bytes] = set()
-        for layer, handle in self._all_parts(node):
-            for name, kind in layer.names(handle):
-                if name not in settled:
-                    settled.add(name)
-                    if kind != WHITEOUT:
-                        yield name
-
-    def _all_parts(self, node: Node) -> Iterator[Part]:
-        if node.place is not None and self.upper is not None:
-            yield self.upper, node.place
-        yield from node.parts
-
-    def is_empty(self, node: Node) -> bool:
-        """Whether a directory shows no name."""
-        return next(self.names(node), None) is None
-
-    def _count_subdirectories(self, node: Node) -> int:
-        """How many subdirectories a merged directory shows.
-
-        The lowest part's own link count is taken, and what each part above it changes is added, so
-        that the cost is that of the upper parts, which are small.
-        """
-        parts = list(self._all_parts(node))
-        layer, handle = parts[-1]
-        links = layer.attributes(handle).nlink
-        if links < 2:  # the filesystem does not count (btrfs)
-            return sum(self.lookup(node, name).is_directory for name in list(self.names(node)))
-        count = links - 2
-        for depth in range(len(parts) - 2, -1, -1):
-            layer, handle = parts[depth]
-            below = parts[depth + 1 :]
-            for name, kind in layer.names(handle):
-                was = _kind_in(below, name) == stat.S_IFDIR
-                count += (kind == stat.S_IFDIR) - was
-        return count
-
-    # -- attributes --------------------------------------------------------------------------
-
     def spot(self, node: Node) -> Spot:
         """Where the file of the upper is reached."""
         assert self.upper is not None
         if node.pin >= 0:
             return pinned(node.pin)
+        if node.link_key is not None and self.upper.links is not None:
+            return self.upper.links.spot(node.link_key)
         if node.place is not None:
             if node.place.parent is None:
                 return Spot(self.upper.fd(node.place), b".", follow=False)
@@ -371,124 +354,3 @@ class Tree:
             if in_upper and parent.place is not None:
                 return self.upper.spot(parent.place, name)
         raise fail(errno.ESTALE)
-
-    def attributes(self, node: Node) -> Attributes:
-        """The attributes of a node, as the union shows them; ``number`` is the union's."""
-        if node.upper:
-            spot = self.spot(node)
-            found = attributes_of(
-                os.stat(spot.name, dir_fd=spot.dir_fd, follow_symlinks=spot.follow)
-            )
-        else:
-            found = self._lower_attributes(node)
-        nlink = found.nlink + node.extra
-        if node.is_directory:
-            nlink = self._directory_links(node, found.nlink)
-        return found._replace(number=node.number, nlink=nlink)
-
-    def _directory_links(self, node: Node, on_disk: int) -> int:
-        if not self.is_live(node):
-            return 0
-        if len(node.parts) + (node.place is not None) == 1:
-            return on_disk
-        if node.subdirectories is None:
-            node.subdirectories = self._count_subdirectories(node)
-        return 2 + node.subdirectories
-
-    def _lower_attributes(self, node: Node) -> Attributes:
-        layer, handle = node.parts[0]
-        if node.is_directory:
-            for part in node.parts:
-                if not part[0].is_implicit(part[1]):
-                    layer, handle = part
-                    break
-        found = layer.attributes(handle)
-        if self._uid_map or self._gid_map:
-            found = found._replace(
-                uid=shown_id(self._uid_map, found.uid),
-                gid=shown_id(self._gid_map, found.gid),
-            )
-        return found
-
-    def target(self, node: Node) -> bytes:
-        """The target of a symlink."""
-        if node.kind != stat.S_IFLNK:
-            raise fail(errno.EINVAL)
-        if node.upper:
-            spot = self.spot(node)
-            return (
-                os.readlink(spot.name, dir_fd=spot.dir_fd)
-                if spot.dir_fd is not None
-                else (os.readlink(b"", dir_fd=node.pin))
-            )
-        layer, handle = node.parts[0]
-        return layer.target(handle)
-
-    def xattrs(self, node: Node) -> dict[bytes, bytes]:
-        """All extended attributes of a node, without bookkeeping."""
-        if node.upper:
-            spot = self.spot(node)
-            return visible_xattrs(spot.path(), follow=spot.follow)
-        layer, handle = node.parts[0]
-        return layer.xattrs(handle)
-
-    def xattr(self, node: Node, name: bytes) -> bytes:
-        """One extended attribute; raises :class:`OSError` ENODATA where there is none."""
-        if is_private_xattr(name):
-            raise fail(errno.ENODATA, name)
-        if node.upper:
-            return self._upper_xattr(node, name)
-        try:
-            return self.xattrs(node)[name]
-        except KeyError:
-            raise fail(errno.ENODATA, name) from None
-
-    def _upper_xattr(self, node: Node, name: bytes) -> bytes:
-        spot = self.spot(node)
-        try:
-            return os.getxattr(spot.path(), name, follow_symlinks=spot.follow)
-        except OSError as error:
-            if error.errno == errno.ENOTSUP:  # the kernel would refuse access for want of an ACL
-                raise fail(errno.ENODATA, name) from None
-            raise
-
-    # -- contents ----------------------------------------------------------------------------
-
-    def read(self, node: Node, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes of a file from ``offset`` on, wherever they are by now."""
-        return self.content(node).read(offset, size)
-
-    def content(self, node: Node) -> Content:
-        """The open content of a file: of the upper, or of the layer that has it."""
-        return self.contents.get(node, self._open_content)
-
-    def _open_content(self, node: Node) -> Content:
-        if node.kind != stat.S_IFREG:
-            raise fail(errno.EISDIR if node.is_directory else errno.EINVAL)
-        if node.upper:
-            return open_upper(self.spot(node))
-        layer, handle = node.parts[0]
-        return layer.open(handle)
-
-    def open_file(self, node: Node) -> None:
-        """Somebody opens a file."""
-        node.opened += 1
-
-    def close_file(self, node: Node) -> None:
-        """Somebody has closed a file."""
-        node.opened -= 1
-        self.trim(node)
-
-    def statfs(self) -> os.statvfs_result:
-        """What df shows: the filesystem of the upper, or of the topmost lower layer."""
-        if self.upper is not None:
-            return os.fstatvfs(self.upper.fd(self.upper.root()))
-        return os.statvfs(self.lowers[0].path)
-
-
-def _kind_in(parts: Sequence[Part], name: bytes) -> int:
-    for layer, handle in parts:
-        entry = layer.lookup(handle, name)
-        if entry is not None:
-            return entry.kind
-    return WHITEOUT

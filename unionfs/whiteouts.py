@@ -25,29 +25,20 @@ import stat
 
 from . import syscalls
 from .entry import NAME_MAX
+from .xattrs import marks, set_mark
 
 PREFIX = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
 BOOKKEEPING = b".wh..wh."
+OPAQUE = b"opaque"
 
-_OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque")
-_WHITEOUT_XATTRS = ("trusted.overlay.whiteout", "user.overlay.whiteout")
-_PRIVATE_XATTRS = (
-    b"trusted.overlay.",
-    b"user.overlay.",
-    b"user.fuseoverlayfs.",
-)
-_ABSENT = (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES)
+AUFS_BASE = b".wh..wh.aufs"
+"""What AUFS keeps in the root of a writable branch, so the sign of its dialect."""
 
 
 def is_marker(name: bytes) -> bool:
     """Whether a name belongs to the AUFS dialect and is never shown as a file."""
     return name.startswith(PREFIX)
-
-
-def is_private_xattr(name: bytes) -> bool:
-    """Whether an xattr is bookkeeping of a union, hidden from those who use the mount."""
-    return name.startswith(_PRIVATE_XATTRS)
 
 
 def marker_for(name: bytes) -> bytes | None:
@@ -70,14 +61,7 @@ def is_device(info: os.stat_result) -> bool:
 
 def opaque_value(directory_fd: int) -> bytes:
     """The value of a directory's opaque xattr: ``y``, ``x``, or empty for none."""
-    path = f"/proc/self/fd/{directory_fd}"
-    for name in _OPAQUE_XATTRS:
-        try:
-            return os.getxattr(path, name)
-        except OSError as error:
-            if error.errno not in _ABSENT:
-                raise
-    return b""
+    return marks(directory_fd).get(OPAQUE, b"")
 
 
 def has_entry(directory_fd: int, name: bytes) -> bool:
@@ -91,16 +75,7 @@ def has_entry(directory_fd: int, name: bytes) -> bool:
 
 def has_whiteout_xattr(directory_fd: int, name: bytes) -> bool:
     """Whether an empty regular file is a whiteout by its xattr."""
-    path = b"/proc/self/fd/%d/%s" % (directory_fd, name)
-    for attribute in _WHITEOUT_XATTRS:
-        try:
-            os.getxattr(path, attribute, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in _ABSENT:
-                raise
-        else:
-            return True
-    return False
+    return b"whiteout" in marks(b"/proc/self/fd/%d/%s" % (directory_fd, name))
 
 
 def create(directory_fd: int, name: bytes) -> bool:
@@ -117,23 +92,19 @@ def create(directory_fd: int, name: bytes) -> bool:
     return True
 
 
-def make_opaque(directory_fd: int) -> None:
-    """Mark a directory as hiding what lower layers have in it, in the best form that is allowed.
+def make_opaque(directory_fd: int, *, aufs: bool = False) -> None:
+    """Mark a directory as hiding what lower layers have in it.
 
-    ``trusted.overlay.opaque`` needs CAP_SYS_ADMIN in the initial user namespace; below it comes
-    ``user.overlay.opaque``, which kernel overlayfs reads with ``userxattr``; where the filesystem
-    has no xattrs, the marker file.
+    In the dialect of AUFS, and where the filesystem has no xattrs, by the marker file.
     """
-    path = f"/proc/self/fd/{directory_fd}"
-    for name in _OPAQUE_XATTRS[:2]:
-        try:
-            os.setxattr(path, name, b"y")
-        except OSError as error:
-            if error.errno not in _ABSENT:
-                raise
-        else:
-            return
-    os.close(os.open(OPAQUE_MARKER, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=directory_fd))
+    if aufs or not set_mark(directory_fd, OPAQUE, b"y"):
+        make_marker(directory_fd, OPAQUE_MARKER)
+
+
+def make_marker(directory_fd: int, marker: bytes) -> None:
+    """Make an empty file of the AUFS dialect, unless it is there."""
+    flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(marker, flags, 0o600, dir_fd=directory_fd))
 
 
 def rename_leaving_whiteout(source_fd: int, source: bytes, target_fd: int, target: bytes) -> bool:

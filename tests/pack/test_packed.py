@@ -140,7 +140,7 @@ def test_a_link_into_a_lower_layer_needs_a_merge(layer: PackedLayer) -> None:
         layer.open(_at(layer, b"below"))
 
 
-def test_bookkeeping_xattrs_are_not_shown(tmp_path: Path) -> None:
+def test_xattrs_are_the_files_own_whatever_their_names(tmp_path: Path) -> None:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         member = tarfile.TarInfo("a")
@@ -152,7 +152,12 @@ def test_bookkeeping_xattrs_are_not_shown(tmp_path: Path) -> None:
         }
         archive.addfile(member)
     layer = PackedLayer(archives.pack_of(tmp_path, out.getvalue()), 0, 0)
-    assert layer.xattrs(_at(layer, b"a")) == {b"user.mine": b"1", b"security.capability": b"\x01"}
+    assert layer.xattrs(_at(layer, b"a")) == {
+        b"user.mine": b"1",
+        b"trusted.overlay.opaque": b"y",
+        b"user.overlay.whiteout": b"",
+        b"security.capability": b"\x01",
+    }
     assert not layer.is_opaque(layer.root())
     layer.close()
 

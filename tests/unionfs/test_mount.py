@@ -99,10 +99,11 @@ def test_rename_flags(union: Path) -> None:
     syscalls.renameat2(at, old, at, new, syscalls.RENAME_EXCHANGE)
     assert (union / "f").read_text() == "new"
     assert (union / "new").read_bytes().startswith(b"lower")
-    with pytest.raises(OSError, match=os.strerror(errno.EXDEV)):
-        os.rename(union / "d", union / "e")
-    subprocess.run(["mv", union / "d", union / "e"], check=True)
-    assert sorted(os.listdir(union)) == ["e", "f", "new"]
+    syscalls.renameat2(at, old, at, bytes(union / "g"), syscalls.RENAME_WHITEOUT)
+    assert sorted(os.listdir(union)) == ["d", "g", "new"]
+    flags = syscalls.RENAME_WHITEOUT | syscalls.RENAME_EXCHANGE
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        syscalls.renameat2(at, bytes(union / "g"), at, new, flags)
 
 
 def test_times_have_nanoseconds_and_xattrs_their_flags(union: Path) -> None:

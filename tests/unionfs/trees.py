@@ -15,6 +15,7 @@ from unionfs.layers import Layer
 from unionfs.layers.directory import DirectoryLayer
 from unionfs.layers.upper import Upper
 from unionfs.nodes import Node
+from unionfs.options import TreeOptions
 
 OWNER = Owner(os.geteuid(), os.getegid())
 
@@ -32,10 +33,16 @@ class Seen(NamedTuple):
     first: bytes
 
 
-def open_tree(lowers: list[Path], upper: Path, work: Path) -> WritableTree:
+def open_tree(
+    lowers: list[Path], upper: Path, work: Path, options: TreeOptions | None = None
+) -> WritableTree:
     """A tree over directories of the host."""
+    options = options or TreeOptions()
     layers: list[Layer] = [DirectoryLayer(os.fsencode(path)) for path in lowers]
-    return WritableTree(layers, Upper(os.fsencode(upper), os.fsencode(work)))
+    writable = Upper(
+        os.fsencode(upper), os.fsencode(work), aufs=options.aufs, override=options.override
+    )
+    return WritableTree(layers, writable, options=options)
 
 
 class UnionSide:

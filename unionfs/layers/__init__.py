@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from ..entry import Attributes, Entry, Handle
+from ..redirects import Redirect
 
 
 class Content(Protocol):
@@ -58,6 +59,17 @@ class Layer(Protocol):
         """Whether the layer has the directory only as parent of an entry, without attributes."""
         ...
 
+    def redirect(self, handle: Handle) -> Redirect | None:
+        """Where the layers below have a directory, or a metacopy's contents, if not under its name.
+
+        Raises :class:`unionfs.errors.LayerError` for a note that makes no sense.
+        """
+        ...
+
+    def is_metacopy(self, handle: Handle) -> bool:
+        """Whether a regular file has only its attributes here, and its contents further below."""
+        ...
+
     def attributes(self, handle: Handle) -> Attributes:
         """The attributes of a file."""
         ...
@@ -67,7 +79,7 @@ class Layer(Protocol):
         ...
 
     def xattrs(self, handle: Handle) -> dict[bytes, bytes]:
-        """All extended attributes but those that belong to the union's own bookkeeping."""
+        """All extended attributes but a union's own (:mod:`unionfs.xattrs`)."""
         ...
 
     def open(self, handle: Handle) -> Content:

@@ -13,8 +13,10 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from .. import whiteouts
+from .. import overrides, redirects, whiteouts, xattrs
 from ..entry import WHITEOUT, Attributes, Entry, Handle
+from .ownership import Ownership
+from .spot import Spot
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES = 512
@@ -51,16 +53,23 @@ def attributes_of(info: os.stat_result) -> Attributes:
 
 
 class FileContent:
-    """The bytes of a file on the host, through a descriptor that this object owns."""
+    """The bytes of a file on the host, through a descriptor that this object owns.
 
-    __slots__ = ("fd",)
+    ``expected`` is the size of a file that nobody should change, in bytes.
+    """
 
-    def __init__(self, fd: int) -> None:
+    __slots__ = ("_expected", "fd")
+
+    def __init__(self, fd: int, expected: int = 0) -> None:
         self.fd = fd
+        self._expected = expected
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes from ``offset`` on."""
-        return os.pread(self.fd, size, offset)
+        """Up to ``size`` bytes; raises EIO where a file ends before the size it had."""
+        data = os.pread(self.fd, size, offset)
+        if len(data) < size and offset + len(data) < self._expected:
+            raise OSError(errno.EIO, "a lower file was cut while it was open")
+        return data
 
     def extents(self) -> Iterator[tuple[int, int]]:
         """The runs of data, as SEEK_DATA and SEEK_HOLE find them (lseek(2))."""
@@ -89,6 +98,7 @@ class DirectoryLayer:
         self.path = path
         self._root = Place(None, b"")
         self._root.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.ownership = Ownership(overrides.used_in(self._root.fd), always=True)
         self._open: OrderedDict[Place, None] = OrderedDict()
 
     def root(self) -> Place:
@@ -139,7 +149,10 @@ class DirectoryLayer:
             return None
         if self._is_whiteout(fd, name, info):
             return Entry(WHITEOUT, None)
-        return Entry(stat.S_IFMT(info.st_mode), Place(directory, name))
+        place = Place(directory, name)
+        if self.ownership.name is not None:
+            return Entry(self.attributes(place).kind, place)
+        return Entry(stat.S_IFMT(info.st_mode), place)
 
     def _is_whiteout(self, fd: int, name: bytes, info: os.stat_result) -> bool:
         if whiteouts.is_device(info):
@@ -183,11 +196,15 @@ class DirectoryLayer:
         return stat.S_IFMT(info.st_mode)
 
     def is_opaque(self, directory: Handle) -> bool:
-        """Whether a directory hides what lower layers have in it."""
+        """Whether a directory hides what lower layers have in it.
+
+        A marker beside a directory that has a redirect is a rename of it that was interrupted.
+        """
         fd = self.fd(directory)
-        if whiteouts.opaque_value(fd) == b"y" or whiteouts.has_entry(fd, whiteouts.OPAQUE_MARKER):
+        marks = xattrs.marks(fd)
+        if marks.get(whiteouts.OPAQUE) == b"y" or whiteouts.has_entry(fd, whiteouts.OPAQUE_MARKER):
             return True
-        if directory.parent is None:
+        if directory.parent is None or b"redirect" in marks:
             return False
         marker = whiteouts.marker_for(directory.name)
         return marker is not None and whiteouts.has_entry(self.fd(directory.parent), marker)
@@ -197,11 +214,17 @@ class DirectoryLayer:
         return False
 
     def attributes(self, handle: Handle) -> Attributes:
-        """The attributes of a file, as lstat(2) gives them."""
+        """The attributes of a file: those of lstat(2), or what is kept beside it."""
+        return self.stat(self._spot(handle))
+
+    def stat(self, spot: Spot) -> Attributes:
+        """The same of a file that system calls reach."""
+        return self.ownership.shown(spot, attributes_of(spot.stat()))
+
+    def _spot(self, handle: Handle) -> Spot:
         if handle.parent is None:
-            return attributes_of(os.fstat(self._root.fd))
-        fd = self.fd(handle.parent)
-        return attributes_of(os.stat(handle.name, dir_fd=fd, follow_symlinks=False))
+            return Spot(self._root.fd, b".", follow=False)
+        return Spot(self.fd(handle.parent), handle.name, follow=False)
 
     def target(self, handle: Handle) -> bytes:
         """The target of a symlink."""
@@ -209,15 +232,32 @@ class DirectoryLayer:
         return target
 
     def xattrs(self, handle: Handle) -> dict[bytes, bytes]:
-        """The xattrs of a file without a union's bookkeeping."""
-        if handle.parent is None:
-            return visible_xattrs(b"/proc/self/fd/%d/." % self._root.fd)
-        return visible_xattrs(b"/proc/self/fd/%d/%s" % (self.fd(handle.parent), handle.name))
+        """The xattrs of a file without a union's own."""
+        return self.xattrs_at(self._spot(handle))
+
+    def xattrs_at(self, spot: Spot) -> dict[bytes, bytes]:
+        """The same of a file that system calls reach."""
+        found = xattrs.visible(spot.path(), follow=spot.follow)
+        if self.ownership.name is not None:
+            found.pop(self.ownership.name, None)
+        return found
+
+    def redirect(self, directory: Handle) -> redirects.Redirect | None:
+        """Where a directory or a metacopy is in lower layers (``overlay.redirect``)."""
+        if directory.parent is None:
+            return None
+        value = xattrs.marks(self._spot(directory).path()).get(b"redirect")
+        return None if value is None else redirects.parse(value, self.path, directory.name)
+
+    def is_metacopy(self, handle: Handle) -> bool:
+        """Whether a regular file has its attributes here, but its contents in a lower layer."""
+        return b"metacopy" in xattrs.marks(self._spot(handle).path())
 
     def open(self, handle: Handle) -> FileContent:
         """The content of a regular file."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return FileContent(os.open(handle.name, flags, dir_fd=self.fd(handle.parent)))
+        fd = os.open(handle.name, flags, dir_fd=self.fd(handle.parent))
+        return FileContent(fd, os.fstat(fd).st_size)
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -225,18 +265,3 @@ class DirectoryLayer:
             self.drop(place)
         os.close(self._root.fd)
         self._root.fd = -1
-
-
-def visible_xattrs(path: bytes, *, follow: bool = False) -> dict[bytes, bytes]:
-    """All xattrs of a file on the host but a union's bookkeeping; empty where it has none."""
-    try:
-        names = os.listxattr(path, follow_symlinks=follow)
-    except OSError as error:
-        if error.errno == errno.ENOTSUP:
-            return {}
-        raise
-    return {
-        encoded: os.getxattr(path, name, follow_symlinks=follow)
-        for name in names
-        if not whiteouts.is_private_xattr(encoded := os.fsencode(name))
-    }

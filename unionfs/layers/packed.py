@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from ..entry import Attributes, Entry, Handle
 from ..errors import PackError
+from ..owners import IdMap, shown_id
 from ..pack.format import IMPLICIT, MAJOR_MAX, MINOR_MAX, OPAQUE, UNRESOLVED, Inode
 from ..pack.reader import Pack
-from ..whiteouts import is_private_xattr
 
 _NANO = 1_000_000_000
 _SECTOR = 512
@@ -43,9 +43,15 @@ class PackedLayer:
     numbers; ``base`` is where the rows of this one begin in it.
     """
 
-    def __init__(self, pack: Pack, space: int, base: int) -> None:
-        """Raises :class:`PackError` if a pack with chunks of this one is missing."""
+    def __init__(
+        self, pack: Pack, space: int, base: int, *, uid_map: IdMap = (), gid_map: IdMap = ()
+    ) -> None:
+        """``uid_map`` and ``gid_map`` say how the image's ids are shown.
+
+        Raises :class:`PackError` if a pack with chunks of this one is missing.
+        """
         pack.open_sources()
+        self._maps = (uid_map, gid_map)
         self.pack = pack
         self._space = space
         self._base = base + 1
@@ -79,6 +85,13 @@ class PackedLayer:
         """Whether the layer has the directory only as parent of something."""
         return bool(self.pack.inode(directory).flags & IMPLICIT)
 
+    def redirect(self, handle: Handle) -> None:
+        """Never: an image layer says what it holds, and its xattrs are its files' own."""
+
+    def is_metacopy(self, handle: Handle) -> bool:
+        """Never, likewise."""
+        return False
+
     def attributes(self, handle: Handle) -> Attributes:
         """The attributes of a file."""
         inode = self.pack.inode(handle)
@@ -88,8 +101,8 @@ class PackedLayer:
             self._base + handle,
             inode.mode,
             inode.nlink,
-            inode.uid,
-            inode.gid,
+            shown_id(self._maps[0], inode.uid),
+            shown_id(self._maps[1], inode.gid),
             self._device(inode) if inode.major or inode.minor else 0,
             inode.size,
             -(-inode.size // _SECTOR) if stat.S_ISREG(inode.mode) else 0,
@@ -110,9 +123,8 @@ class PackedLayer:
         return self.pack.target(handle)
 
     def xattrs(self, handle: Handle) -> dict[bytes, bytes]:
-        """The extended attributes of a file, without those a union keeps its books with."""
-        found = self.pack.xattrs(handle)
-        return {name: value for name, value in found.items() if not is_private_xattr(name)}
+        """The extended attributes of a file."""
+        return self.pack.xattrs(handle)
 
     def open(self, handle: Handle) -> PackedContent:
         """The content of a regular file."""
@@ -125,6 +137,11 @@ class PackedLayer:
         if not stat.S_ISREG(inode.mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return PackedContent(self.pack, handle)
+
+    def handle_of(self, space: int, number: int) -> Handle | None:
+        """The file of this layer with the identity that :meth:`attributes` gives, if it is one."""
+        row = number - self._base
+        return row if space == self._space and 0 <= row < self.pack.inode_count else None
 
     def links(self, handle: Handle) -> list[tuple[bytes, ...]]:
         """All paths of a file, each as the names from the root of the layer."""

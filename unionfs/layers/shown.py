@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from .. import whiteouts
 from ..entry import WHITEOUT, Attributes, Entry, Handle
+from ..redirects import Redirect
 from . import Content, Layer
 from .packed import PackedLayer
 
@@ -152,7 +153,7 @@ class ShownWhiteouts:
         """The content of a regular file."""
         return Nothing() if isinstance(handle, Mark) else self._layer.open(handle)
 
-    def redirect(self, handle: Handle) -> bytes | None:
+    def redirect(self, handle: Handle) -> Redirect | None:
         """Where the layers below have what merges with a directory, if it is under another name."""
         return None if isinstance(handle, (Mark, Covered)) else self._layer.redirect(handle)
 

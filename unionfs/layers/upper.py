@@ -17,56 +17,47 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-from .. import syscalls, whiteouts
+from .. import overrides, syscalls, whiteouts, xattrs
 from ..errors import MountError, display
 from ..locks import lock_within
+from ..redirects import Redirect
+from . import links
 from .directory import DirectoryLayer, Place
+from .links import LinkIndex
+from .ownership import Ownership
+from .spot import Spot
 
 _PATIENCE = 2.0
 """Seconds to wait for the daemon of a mount that has just ended to let go of the work directory."""
 
 _DEFAULT_ACL = "system.posix_acl_default"
+_NUMBER = b"lamina"
 
 Make = Callable[[int, bytes], None]
 """Makes a file of some kind under a name in the directory of a descriptor."""
 
 
-class Spot(NamedTuple):
-    """Where system calls reach a file: a name in a directory, or a pinned descriptor by /proc."""
-
-    dir_fd: int | None
-    name: bytes
-    follow: bool
-
-    def path(self) -> bytes:
-        """A path for calls that take no directory descriptor (xattrs)."""
-        return (
-            self.name if self.dir_fd is None else b"/proc/self/fd/%d/%s" % (self.dir_fd, self.name)
-        )
-
-    def open(self, flags: int) -> int:
-        """Open the file itself, never what a symlink points to."""
-        nofollow = 0 if self.follow else os.O_NOFOLLOW
-        return os.open(self.name, flags | nofollow | os.O_CLOEXEC, dir_fd=self.dir_fd)
-
-
-def pinned(fd: int) -> Spot:
-    """The spot of a file that has no name any more, kept alive by a descriptor."""
-    return Spot(None, b"/proc/self/fd/%d" % fd, follow=True)
-
-
 class Upper(DirectoryLayer):
     """The upper directory with its work directory."""
 
-    def __init__(self, path: bytes, work: bytes) -> None:
+    def __init__(
+        self,
+        path: bytes,
+        work: bytes,
+        *,
+        aufs: bool | None = None,
+        override: bytes | None = None,
+    ) -> None:
         """Open both; they must lie on one filesystem, and no other mount may use them.
 
-        Raises :class:`MountError` for a pair that cannot work, :class:`OSError` otherwise.
+        ``aufs`` chooses how whiteouts are written; None leaves it to what the upper holds.
+        ``override`` is the xattr that owners, modes and types are kept in; None for as the upper's
+        root has it, or else where the host refuses them and lamina has no privileges. Raises
+        :class:`MountError` for a pair that cannot work, :class:`OSError` otherwise.
         """
         super().__init__(path)
-        self.privileged = syscalls.has_capability(0)  # CAP_CHOWN
+        self.links: LinkIndex | None = None
         try:
             base = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -75,13 +66,14 @@ class Upper(DirectoryLayer):
         try:
             self._check(work, base)
             self.work_fd = self._open_work(base)
+            self._aufs = self._choose_dialect(aufs)
+            self._open_links(base)
         except BaseException:
             os.close(base)
             super().close()
             raise
         self._lock_fd = base
         self._serial = 0
-        self._number_xattr = self._choose_number_xattr()
 
     def _check(self, work: bytes, base: int) -> None:
         if os.fstat(base).st_dev != os.fstat(self._root.fd).st_dev:
@@ -112,47 +104,66 @@ class Upper(DirectoryLayer):
                 raise
         return fd
 
-    def _choose_number_xattr(self) -> str | None:
-        """The xattr that keeps the inode number of a copied-up file, or None where none may be."""
-        path = f"/proc/self/fd/{self.work_fd}"
-        for name in ("trusted.overlay.lamina", "user.overlay.lamina"):
-            try:
-                os.setxattr(path, name, b"0")
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EACCES):
-                    raise
-            else:
-                return name
-        return None
+    def _choose_ownership(self, wanted: bytes | None) -> None:
+        if wanted is not None:
+            self.ownership = Ownership(wanted, always=True)
+        elif self.ownership.name is None and not syscalls.has_capability(syscalls.CAP_CHOWN):
+            self.ownership = Ownership(overrides.CONTAINERS, always=False)
+
+    def stored_name(self, xattr: bytes) -> bytes | None:
+        """The name on disk of an xattr that a user of the mount names; None for one refused."""
+        return None if xattr == self.ownership.name else xattrs.stored_name(xattr)
+
+    def _choose_dialect(self, wanted: bool | None) -> bool:
+        """Whether whiteouts are those of AUFS. An upper that has been begun so goes on so."""
+        if wanted is None:
+            return whiteouts.has_entry(self._root.fd, whiteouts.AUFS_BASE)
+        if wanted:
+            whiteouts.make_marker(self._root.fd, whiteouts.AUFS_BASE)
+        return wanted
+
+    def _open_links(self, base: int) -> None:
+        try:
+            self.links = LinkIndex(b"/proc/self/fd/%d/%s" % (base, links.DIRECTORY))
+        except FileNotFoundError:
+            return
+        self.links.sweep()
+
+    def index(self) -> LinkIndex:
+        """The index of hardlinks, begun if there is none."""
+        if self.links is None:
+            os.mkdir(links.DIRECTORY, 0o700, dir_fd=self._lock_fd)
+            self._open_links(self._lock_fd)
+            assert self.links is not None
+        return self.links
+
+    # -- marks -----------------------------------------------------------------------------------
 
     def remember_number(self, fd: int, name: bytes, number: int) -> None:
         """Keep the number that a file had before its copy-up, for the next mount.
 
         Symlinks and special files take no ``user.`` xattrs; theirs are kept for this mount only.
         """
-        if self._number_xattr is None:
-            return
-        path = b"/proc/self/fd/%d/%s" % (fd, name)
-        try:
-            os.setxattr(path, self._number_xattr, b"%d" % number, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP):
-                raise
+        xattrs.set_mark(b"/proc/self/fd/%d/%s" % (fd, name), _NUMBER, b"%d" % number)
 
     def number(self, spot: Spot) -> int | None:
         """The number that a file of the upper had before its copy-up, None for any other file."""
-        if self._number_xattr is None:
-            return None
-        try:
-            value = os.getxattr(spot.path(), self._number_xattr, follow_symlinks=spot.follow)
-        except OSError as error:
-            if error.errno in (errno.ENODATA, errno.EPERM, errno.ENOTSUP):
-                return None
-            raise
+        value = xattrs.marks(spot.path(), follow=spot.follow).get(_NUMBER, b"")
         return int(value) if value.isdigit() and len(value) < 20 and int(value) > 1 else None
+
+    def set_redirect(self, spot: Spot, redirect: Redirect) -> bool:
+        """Note where lower layers have a file; False where the filesystem has no room for it."""
+        try:
+            return xattrs.set_mark(spot.path(), b"redirect", redirect.format(), follow=spot.follow)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+                return False
+            raise
 
     def close(self) -> None:
         """Close every descriptor; the work directory may be used again."""
+        if self.links is not None:
+            self.links.close()
         os.close(self.work_fd)
         os.close(self._lock_fd)
         super().close()
@@ -239,7 +250,7 @@ class Upper(DirectoryLayer):
     def _cover(self, fd: int, name: bytes) -> None:
         """Leave a whiteout where a name is, removing what is there now."""
         temporary = self.temporary()
-        if whiteouts.create(self.work_fd, temporary):
+        if not self._aufs and whiteouts.create(self.work_fd, temporary):
             try:
                 syscalls.renameat2(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
             except FileExistsError:
@@ -256,7 +267,7 @@ class Upper(DirectoryLayer):
         marker = whiteouts.marker_for(name)
         if marker is None:
             raise OSError(errno.ENAMETOOLONG, "no room for a whiteout of this name", name)
-        os.close(os.open(marker, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=fd))
+        whiteouts.make_marker(fd, marker)
 
     @staticmethod
     def _unmark(fd: int, name: bytes) -> None:
@@ -283,7 +294,9 @@ class Upper(DirectoryLayer):
                 os.unlink(source, dir_fd=source_fd)
         elif not leave_whiteout:
             os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
-        elif not whiteouts.rename_leaving_whiteout(source_fd, source, target_fd, target):
+        elif self._aufs or not whiteouts.rename_leaving_whiteout(
+            source_fd, source, target_fd, target
+        ):
             self._mark(source_fd, source)
             os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
             self._cover(source_fd, source)
@@ -331,7 +344,7 @@ class Upper(DirectoryLayer):
 
     def make_opaque(self, directory: Place) -> None:
         """Hide what lower layers have in a directory."""
-        whiteouts.make_opaque(self.fd(directory))
+        whiteouts.make_opaque(self.fd(directory), aufs=self._aufs)
 
     def clear_whiteouts(self, directory: Place) -> None:
         """Empty a directory that shows nothing, without lower layers showing through.

@@ -33,7 +33,9 @@ class ContentOperations(Base):
     @answer
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write to the file in the upper."""
-        return self.tree.write(self.tree.node(fh), off, buf)
+        node = self.tree.node(fh)
+        # with the writeback cache the kernel keeps the time, and writes arrive after it was set
+        return self.tree.write(node, off, buf, keeps_mtime=self.enable_writeback_cache)
 
     async def flush(self, fh: FileHandleT) -> None:
         """Nothing is held back here, so the kernel need not ask at each close(2)."""
