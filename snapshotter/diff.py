@@ -1,6 +1,7 @@
 """The layer that an upper directory stands for: a stream of tar bytes.
 
-It depends on nothing but the upper, and the same upper always gives the same bytes:
+Only what the upper has is read, and from lower layers what the upper refers to. The same upper over
+the same lowers always gives the same bytes:
 
 * entries come depth first, the names of a directory sorted by their bytes: the directory, its
   opaque marker, its whiteouts, its other names (image-spec, layer.md, "Whiteouts");
@@ -8,22 +9,28 @@ It depends on nothing but the upper, and the same upper always gives the same by
   and so in the layer. The root itself is left out, as Docker does, unless the caller wants it;
 * times are cut to whole seconds, as Docker does, and clamped to ``clamp`` if one is given;
   whiteouts have time 0 and mode 0;
-* files with several names in the upper are hardlinks of the first one; sockets are left out;
-  holes are written as zeros;
+* files with several names are hardlinks of the first one; a file that was copied up has all its
+  names in the layer, also those that the upper does not have; sockets are left out; holes are
+  written as zeros;
+* a renamed directory is written with everything that it shows, for a layer has no redirects; a
+  metacopy with its contents;
 * all xattrs are kept but those of the union's bookkeeping and ``security.selinux``, which is the
   host's policy.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from unionfs.entry import WHITEOUT, Attributes
 from unionfs.errors import LayerError, display
 from unionfs.layers.directory import DirectoryLayer, Place
+from unionfs.layers.packed import PackedLayer
+from unionfs.nodes import Node
+from unionfs.reading import ReadableTree
 
 from . import tarwriter
 
@@ -33,11 +40,28 @@ PIECE = 1 << 20
 _MARKER = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _HOST_XATTRS = (b"security.selinux",)
-_UNRESOLVED = ("overlay.redirect", "overlay.metacopy")
+
+
+class _Step(NamedTuple):
+    """Something to be written: a whiteout where there is no ``node``.
+
+    ``is_whole`` is a directory of which everything is written, not only what the upper has.
+    """
+
+    path: bytes
+    node: Node | None = None
+    is_whole: bool = False
+
+
+class _Links(NamedTuple):
+    """The names of one file that are in the layer, and those that its pack has."""
+
+    names: list[bytes]
+    below: tuple[tuple[bytes, ...], ...]
 
 
 class Difference:
-    """The tar stream of one upper directory.
+    """The tar stream of an upper, the topmost layer of ``tree``.
 
     ``clamp`` is the latest time an entry may have, in seconds since the epoch; with ``with_root``
     the attributes of the upper's root are an entry too. Reading raises :class:`LayerError` for
@@ -45,12 +69,13 @@ class Difference:
     """
 
     def __init__(
-        self, layer: DirectoryLayer, *, clamp: int | None = None, with_root: bool = False
+        self, tree: ReadableTree, *, clamp: int | None = None, with_root: bool = False
     ) -> None:
-        self._layer = layer
+        self._tree = tree
         self._clamp = clamp
         self._with_root = with_root
-        self._first_names: dict[tuple[int, int], bytes] = {}
+        self._links: dict[tuple[int, int], _Links] = {}
+        self._late: set[bytes] = set()
         self._pieces = self._tar()
         self._rest = b""
 
@@ -69,67 +94,152 @@ class Difference:
         return data[:size]
 
     def _tar(self) -> Iterator[bytes]:
-        root = self._layer.root()
+        root = self._tree.root
         if self._with_root:
-            yield self._header(b"./", tarwriter.DIRECTORY, root, self._layer.attributes(root))
+            yield self._header(b"./", tarwriter.DIRECTORY, root, self._tree.attributes(root))
         # A stack of half-written directories, so that depth is bounded by memory alone.
-        stack = [self._children(b"", root)]
+        stack = [(root, self._children(_Step(b"", root)))]
+        self._tree.open_directory(root)
         while stack:
-            following = next(stack[-1], None)
-            if following is None:
-                stack.pop()
+            step = next(stack[-1][1], None)
+            if step is None:
+                self._tree.close_directory(stack.pop()[0])
                 continue
-            path, place = following
-            if place is None:
-                yield tarwriter.header(path, tarwriter.REGULAR, mode=0)
+            if step.node is None:
+                yield tarwriter.header(step.path, tarwriter.REGULAR, mode=0)
                 continue
-            attributes = self._layer.attributes(place)
-            if attributes.kind == stat.S_IFDIR:
-                path += b"/"
-                self._refuse_unresolved(path, place)
-                yield self._header(path, tarwriter.DIRECTORY, place, attributes)
-                stack.append(self._children(path, place))
+            attributes = self._tree.attributes(step.node)
+            if step.node.is_directory:
+                yield self._header(step.path, tarwriter.DIRECTORY, step.node, attributes)
+                self._tree.open_directory(step.node)
+                stack.append((step.node, self._children(step)))
             else:
-                yield from self._file(path, place, attributes)
+                yield from self._file(step.path, step.node, attributes)
+                self._tree.trim(step.node)
+        yield from self._names_below()
         yield tarwriter.END
 
-    def _children(self, path: bytes, directory: Place) -> Iterator[tuple[bytes, Place | None]]:
-        """What a directory holds, in the order of the layer; None stands for a whiteout."""
-        names = sorted(self._layer.names(directory))
-        if self._layer.is_opaque(directory):
-            # It hides everything below, so that its whiteouts say nothing more.
-            yield path + _OPAQUE, None
-        else:
-            for name, kind in names:
-                if kind == WHITEOUT:
-                    yield path + _MARKER + name, None
-        for name, kind in names:
-            if kind not in (WHITEOUT, stat.S_IFSOCK):
-                yield path + name, Place(directory, name)
+    def _upper_place(self, node: Node) -> tuple[DirectoryLayer, Place] | None:
+        """Where the upper has a directory, if it has it."""
+        layer, handle = node.parts[0]
+        if layer is not self._tree.lowers[0]:
+            return None
+        assert isinstance(layer, DirectoryLayer)
+        assert isinstance(handle, Place)
+        return layer, handle
 
-    def _file(self, path: bytes, place: Place, attributes: Attributes) -> Iterator[bytes]:
+    def _children(self, step: _Step) -> Iterator[_Step]:
+        """What a directory holds, in the order of the layer."""
+        node, path = step.node, step.path
+        assert node is not None
+        in_upper = self._upper_place(node)
+        if step.is_whole:
+            names = sorted(self._tree.names(node))
+            if self._covers(node):
+                yield _Step(path + _OPAQUE)
+        elif in_upper is not None:
+            layer, place = in_upper
+            kinds = dict(layer.names(place))
+            if layer.is_opaque(place):
+                # It hides everything below, so that its whiteouts say nothing more.
+                yield _Step(path + _OPAQUE)
+            else:
+                gone = sorted(name for name, kind in kinds.items() if kind == WHITEOUT)
+                yield from (_Step(path + _MARKER + name) for name in gone)
+            names = sorted(name for name, kind in kinds.items() if kind != WHITEOUT)
+        else:
+            return
+        for name in names:
+            child = self._tree.lookup(node, name)
+            if child.kind == stat.S_IFDIR:
+                is_whole = step.is_whole or self._is_redirected(child)
+                yield _Step(path + name + b"/", child, is_whole)
+            elif child.kind != stat.S_IFSOCK:
+                yield _Step(path + name, child)
+
+    def _is_redirected(self, node: Node) -> bool:
+        in_upper = self._upper_place(node)
+        return in_upper is not None and in_upper[0].redirect(in_upper[1]) is not None
+
+    def _covers(self, node: Node) -> bool:
+        """Whether lower layers have something under a name that must not show through."""
+        parent, name = next(iter(node.names))
+        if not self._is_redirected(node):
+            return False  # in a directory that covers everything
+        return any(
+            (entry := layer.lookup(handle, name)) is not None and entry.kind != WHITEOUT
+            for layer, handle in parent.parts
+            if layer is not self._tree.lowers[0]
+        )
+
+    def _file(self, path: bytes, node: Node, attributes: Attributes) -> Iterator[bytes]:
         """The entry of anything but a directory."""
         if attributes.nlink > 1:
-            first = self._first_names.setdefault((attributes.space, attributes.number), path)
-            if first != path:
-                yield self._header(path, tarwriter.HARDLINK, None, attributes, target=first)
+            links = self._links_of(node)
+            links.names.append(path)
+            if links.names[0] != path:
+                target = links.names[0]
+                yield self._header(path, tarwriter.HARDLINK, None, attributes, target=target)
                 return
         kind = attributes.kind
         if kind == stat.S_IFLNK:
-            target = self._layer.target(place)
-            yield self._header(path, tarwriter.TYPES[kind], place, attributes, target=target)
+            target = self._tree.target(node)
+            yield self._header(path, tarwriter.TYPES[kind], node, attributes, target=target)
         elif kind == stat.S_IFREG:
-            self._refuse_unresolved(path, place)
-            yield self._header(path, tarwriter.REGULAR, place, attributes)
-            yield from self._content(path, place, attributes.size)
+            yield self._header(path, tarwriter.REGULAR, node, attributes)
+            yield from self._content(path, node, attributes.size)
         elif kind in tarwriter.TYPES:
-            yield self._header(path, tarwriter.TYPES[kind], place, attributes)
+            yield self._header(path, tarwriter.TYPES[kind], node, attributes)
+
+    def _links_of(self, node: Node) -> _Links:
+        """The record of a file with several names."""
+        layer, handle = node.parts[0]
+        identity = _identity(layer.attributes(handle))
+        if identity not in self._links:
+            below = layer.links(handle) if isinstance(layer, PackedLayer) else ()
+            self._links[identity] = _Links([], tuple(below))
+        return self._links[identity]
+
+    def _names_below(self) -> Iterator[bytes]:
+        """The names that files of the layer have in lower layers only, with their parents."""
+        index = self._tree.links
+        if index is not None:
+            for key, _ in sorted(index.names(index.root())):
+                identity = _identity(index.attributes(Place(index.root(), key)))
+                yield from self._late_names(identity, self._tree.links_of(key))
+        for identity, links in list(self._links.items()):
+            yield from self._late_names(identity, links.below)
+
+    def _late_names(
+        self, identity: tuple[int, int], paths: Sequence[tuple[bytes, ...]]
+    ) -> Iterator[bytes]:
+        for path in sorted(paths):
+            node = self._tree.walk(path)
+            if node is None:
+                continue
+            name = b"/".join(path)
+            layer, handle = node.parts[0]
+            if (
+                _identity(layer.attributes(handle)) == identity
+                and name not in self._links_of(node).names
+            ):
+                yield from self._late_parents(path)
+                yield from self._file(name, node, self._tree.attributes(node))
+            self._tree.trim(node)
+
+    def _late_parents(self, path: tuple[bytes, ...]) -> Iterator[bytes]:
+        for depth in range(1, len(path)):
+            node = self._tree.walk(path[:depth])
+            name = b"/".join(path[:depth]) + b"/"
+            if node is not None and self._upper_place(node) is None and name not in self._late:
+                self._late.add(name)
+                yield self._header(name, tarwriter.DIRECTORY, node, self._tree.attributes(node))
 
     def _header(
         self,
         path: bytes,
         kind: bytes,
-        place: Place | None,
+        node: Node | None,
         attributes: Attributes,
         *,
         target: bytes = b"",
@@ -148,51 +258,29 @@ class Difference:
                 mtime=mtime,
                 target=target,
                 device=(os.major(attributes.rdev), os.minor(attributes.rdev)),
-                xattrs=self._xattrs(place) if place is not None else None,
+                xattrs=self._xattrs(node) if node is not None else None,
             )
         except ValueError as error:
             raise LayerError(f"{display(path)}: {error}") from error
 
-    def _xattrs(self, place: Place) -> dict[bytes, bytes]:
-        found = self._layer.xattrs(place)
+    def _xattrs(self, node: Node) -> dict[bytes, bytes]:
+        found = self._tree.xattrs(node)
         for name in _HOST_XATTRS:
             found.pop(name, None)
         return found
 
-    def _content(self, path: bytes, place: Place, size: int) -> Iterator[bytes]:
-        content = self._layer.open(place)
-        try:
-            offset = 0
-            while offset < size:
-                piece = content.read(offset, min(PIECE, size - offset))
-                if not piece:
-                    raise LayerError(
-                        f"{display(path)} became shorter while it was read: stop what writes to it"
-                    )
-                offset += len(piece)
-                yield piece
-        finally:
-            content.close()
+    def _content(self, path: bytes, node: Node, size: int) -> Iterator[bytes]:
+        offset = 0
+        while offset < size:
+            piece = self._tree.read(node, offset, min(PIECE, size - offset))
+            if not piece:
+                raise LayerError(
+                    f"{display(path)} became shorter while it was read: stop what writes to it"
+                )
+            offset += len(piece)
+            yield piece
         yield tarwriter.padding(size)
 
-    def _refuse_unresolved(self, path: bytes, place: Place) -> None:
-        """Refuse what kernel overlayfs wrote as a reference into the lower layers.
 
-        With ``redirect_dir`` or ``metacopy`` (Documentation/filesystems/overlayfs.rst) an upper
-        does not hold what it shows, so a layer made of it would lose data.
-        """
-        if place.parent is None:
-            return
-        path_to = b"/proc/self/fd/%d/%s" % (self._layer.fd(place.parent), place.name)
-        try:
-            names = os.listxattr(path_to, follow_symlinks=False)
-        except OSError as error:
-            if error.errno == errno.ENOTSUP:
-                return
-            raise
-        for xattr in names:
-            if xattr.partition(".")[2] in _UNRESOLVED:
-                raise LayerError(
-                    f"{display(path)} has the xattr {xattr}: its content is in a lower layer; "
-                    "mount without redirect_dir and metacopy to make an upper that can be committed"
-                )
+def _identity(attributes: Attributes) -> tuple[int, int]:
+    return attributes.space, attributes.number

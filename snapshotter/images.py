@@ -11,7 +11,10 @@ from typing import Any
 
 import msgspec
 
+from unionfs.layers import Layer
 from unionfs.layers.directory import DirectoryLayer
+from unionfs.opening import open_finished
+from unionfs.reading import ReadableTree
 
 from . import compression, digest, dockerfile, models, platforms
 from .diff import Difference
@@ -74,9 +77,9 @@ def commit(
 ) -> Image:
     """Make an image of a container: its image and one layer with what it changed.
 
-    Nothing but the container's upper is read, whatever the size of the image; without changes the
-    new image has no new layer. ``clamp`` is the latest time a file may have, in seconds since the
-    epoch. Raises as :func:`import_rootfs` does, and ``NoSuchImage``.
+    Only the container's upper is read, and what it refers to, whatever the size of the image;
+    without changes the new image has no new layer. ``clamp`` is the latest time a file may have, in
+    seconds since the epoch. Raises as :func:`import_rootfs` does, and ``NoSuchImage``.
     """
     references = _references(reference)
     base = store.image(container.image)
@@ -84,9 +87,9 @@ def commit(
     config = dockerfile.apply(changes, _container_config(document, container.config))
     with store.session() as session:
         diff_ids = [layer.diff_id for layer in base.layers]
-        with closing(DirectoryLayer(os.fsencode(container.upper))) as upper:
-            changed = _root_changed(upper, container)
-            layer = session.add_layer(Difference(upper, clamp=clamp, with_root=changed))
+        with closing(_open(store, container, base)) as tree:
+            changed = _root_changed(tree, container)
+            layer = session.add_layer(Difference(tree, clamp=clamp, with_root=changed))
         empty = layer.diff_id == digest.EMPTY_TAR
         moment = models.format_time(created if created is not None else datetime.now(UTC))
         history = models.History(
@@ -135,17 +138,22 @@ def _container_config(document: dict[str, Any], container: ContainerConfig) -> d
     return config
 
 
-def _root_changed(upper: DirectoryLayer, container: Container) -> bool:
+def _open(store: Store, container: Container, base: Image) -> ReadableTree:
+    places = (os.fsencode(container.upper), os.fsencode(container.work))
+    return open_finished(*places, store.lowers(container, base))
+
+
+def _root_changed(tree: ReadableTree, container: Container) -> bool:
     """Whether the upper's root directory looks otherwise than when the container was made.
 
     The image is not asked: without privileges the upper could not be given the owner of the image's
     root, and which number this user's own ID is depends on the user namespace of this process.
     """
     with closing(DirectoryLayer(os.fsencode(container.pristine))) as pristine:
-        return _root_of(upper) != _root_of(pristine)
+        return _root_of(tree.lowers[0]) != _root_of(pristine)
 
 
-def _root_of(layer: DirectoryLayer) -> RootAttributes:
+def _root_of(layer: Layer) -> RootAttributes:
     """What the root directory of an upper looks like, but for what the host alone decides."""
     own = layer.attributes(layer.root())
     xattrs = layer.xattrs(layer.root())

@@ -19,6 +19,7 @@ from types import FrameType
 from unionfs import mounting
 from unionfs.errors import MountError
 from unionfs.locks import lock_within
+from unionfs.options import TreeOptions
 
 from ..errors import Conflict, NoSuchContainer
 from ..store import Container, ContainerConfig, Image, Store
@@ -108,9 +109,8 @@ def _lowers(store: Store, image: Image, container: Container) -> tuple[bytes, ..
     config = container.config
     hostname = skeleton.host_name(container.id, asked=config.hostname, network=config.network)
     skeleton.make_files(container.directory / "etc", hostname=hostname, network=config.network)
-    skeleton.make_skeleton(container.directory / "skeleton")
-    runs = [os.fsencode(path) for path in store.runs(image)]
-    return (*runs, os.fsencode(container.directory / "skeleton"))
+    skeleton.make_skeleton(container.skeleton)
+    return tuple(store.lowers(container, image))
 
 
 class _Keeper:
@@ -200,6 +200,7 @@ class _Keeper:
             allow_other=not outside,
             uid_map=((0, os.geteuid(), 1),) if outside else (),
             gid_map=((0, os.getegid(), 1),) if outside else (),
+            tree=TreeOptions(metacopy=True),
             flags=("noatime",),
         )
 

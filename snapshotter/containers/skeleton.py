@@ -23,8 +23,7 @@ ff02::2\tip6-allrouters
 
 
 def make_skeleton(directory: Path) -> None:
-    """Make the layer of mount points in ``directory``, which must not exist."""
-    directory.mkdir(mode=0o755)
+    """Make the layer of mount points in ``directory``, which is empty."""
     directory.chmod(0o755)
     for name in _DIRECTORIES:
         path = directory / name

@@ -162,6 +162,11 @@ class Store:
             raise NoSuchImage(image.id)  # removed since the caller got it
         return [self.layers.file(name) for name in names]
 
+    def lowers(self, container: Container, image: Image) -> list[bytes]:
+        """The layers below a container's upper, topmost first: its image's, then mount points."""
+        runs = [os.fsencode(path) for path in self.runs(image)]
+        return [*runs, os.fsencode(container.skeleton)]
+
     def containers(self) -> list[Container]:
         """All containers, newest first."""
         return self._containers.all()

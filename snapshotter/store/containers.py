@@ -94,6 +94,11 @@ class Container:
         return self.directory / "pristine"
 
     @property
+    def skeleton(self) -> Path:
+        """The lowest layer: mount points, for images that lack them."""
+        return self.directory / "skeleton"
+
+    @property
     def work(self) -> Path:
         """The work directory beside it."""
         return self.directory / "work"
@@ -289,6 +294,7 @@ def _make_directories(path: Path, root: RootAttributes) -> None:
     """The directories of a container; the upper looks like the root of the image."""
     path.mkdir(0o700)
     (path / "work").mkdir(0o700)
+    (path / "skeleton").mkdir()
     (path / "lock").touch(0o600)
     # Made twice: how much of the image's root could be set here, and how it looks from inside a
     # user namespace, only another directory of the same origin can tell.

@@ -97,6 +97,7 @@ def test_the_environment_of_the_image_wins_over_the_usual() -> None:
 
 
 def test_the_skeleton_has_every_mount_point(tmp_path: Path) -> None:
+    (tmp_path / "skeleton").mkdir()
     make_skeleton(tmp_path / "skeleton")
     for destination, mount in mounts(made()).items():
         if destination == "/sys/fs/cgroup":

@@ -184,7 +184,7 @@ def test_a_commit_that_fails_changes_nothing(store: Store) -> None:
     container = new_container(store, small_image(store))
     (container.upper / "f").write_bytes(os.urandom(1 << 20))
     os.setxattr(container.upper / "f", "trusted.overlay.metacopy", b"")
-    with pytest.raises(LayerError, match=r"trusted\.overlay\.metacopy"):
+    with pytest.raises(LayerError, match="is a metacopy"):
         commit(store, container, reference="broken")
     assert len(store.images()) == 1
     check(store)
