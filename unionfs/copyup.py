@@ -25,11 +25,11 @@ from .layers.upper import Upper
 from .nodes import Node, Part, fail
 from .options import Durability
 from .reading import ReadableTree
+from .xattrs import METACOPY
 
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 1 << 20
-_METACOPY = b"metacopy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def _make_regular(directory_fd: int, name: bytes, draft: Draft, durability: Dura
     try:
         if draft.metacopy:
             os.ftruncate(target, size)
-            if not xattrs.set_mark(target, _METACOPY, b""):
+            if not xattrs.set_mark(target, METACOPY, b""):
                 raise fail(errno.ENOTSUP, name)
         elif size:
             copy_content(draft.source, target, size)
@@ -302,7 +302,7 @@ class CopyUpTree(ReadableTree):
             settle(target, self.options.durability)
         finally:
             os.close(target)
-        xattrs.remove_mark(spot.path(), _METACOPY, follow=spot.follow)
+        xattrs.remove_mark(spot.path(), METACOPY, follow=spot.follow)
 
     # -- hardlinks ---------------------------------------------------------------------------
 

@@ -249,12 +249,13 @@ class NamingTree(CopyUpTree):
             if node.place is not None:
                 upper.pin(node.place)
             return
-        if not node.names[parent, name] and (node.upper or self.attributes(node).nlink > 1):
+        has_links = bool(node.identities)
+        if has_links and not node.names[parent, name]:
             self.copy_up(node)
             self.name_in_upper(node, parent, name)
-        if node.names[parent, name] and node.link_key is None:
+        if node.names[parent, name] and node.link_key is None and node.pin < 0:
             spot = self.spot(node)
-            if node.pin < 0 and spot.stat().st_nlink == 1:
+            if not has_links or spot.stat().st_nlink == 1:
                 node.pin = spot.open(os.O_PATH)
 
     def _removed(self, node: Node, parent: Node, name: bytes) -> None:

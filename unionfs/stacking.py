@@ -47,7 +47,18 @@ class Stack:
 
         Raises :class:`LayerError` for a metacopy whose contents are missing.
         """
-        return _Search(self, parts, (name,)).run()
+        for at, (layer, handle) in enumerate(parts):
+            entry = layer.lookup(handle, name)
+            if entry is None:
+                continue
+            if entry.kind == stat.S_IFDIR or (
+                entry.kind == stat.S_IFREG and layer.is_metacopy(entry.handle)
+            ):
+                return _Search(self, parts[at:], (name,)).run()
+            if entry.kind == WHITEOUT:
+                return NOTHING
+            return Found(entry.kind, ((layer, entry.handle),))
+        return NOTHING
 
     def find_redirected(self, parts: Parts, redirect: Redirect) -> Found:
         """What is at the place that a redirect, found above a directory of these parts, names."""

@@ -34,6 +34,7 @@ from .layers.upper import Upper
 from .nodes import Node, Part, fail
 from .options import Redirects, TreeOptions
 from .stacking import Found, Parts, Stack
+from .xattrs import METACOPY
 
 
 class Tree:
@@ -185,9 +186,10 @@ class Tree:
         node = self._by_identity.get(identity) if found.nlink > 1 else None
         if node is not None:
             return self._name(node, parent, name)
-        number = self.upper.number(spot) or self._numbers.number(*identity)
+        marks = self.upper.marks(spot)
+        number = self.upper.number(marks) or self._numbers.number(*identity)
         node = Node(number, found.kind, upper=True, place=None, parts=())
-        if found.kind == stat.S_IFREG and self.upper.is_metacopy(entry.handle):
+        if found.kind == stat.S_IFREG and METACOPY in marks:
             node.parts = self._contents_below(parent, name, entry)
         if found.nlink > 1:
             self.identify(node, identity)

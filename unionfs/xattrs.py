@@ -16,6 +16,9 @@ _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 _FUSE_OVERLAYFS = b"user.fuseoverlayfs."
 _ESCAPE = b"overlay."
 
+METACOPY = b"metacopy"
+"""The mark of a file whose contents are in a lower layer."""
+
 MARKS = (_FUSE_OVERLAYFS, b"user.overlay.", b"trusted.overlay.")
 """Where marks are read from; the last that has one decides."""
 
@@ -54,10 +57,10 @@ def visible(path: bytes | int, *, follow: bool = False) -> dict[bytes, bytes]:
 def marks(path: bytes | int, *, follow: bool = False) -> dict[bytes, bytes]:
     """The union's own xattrs of a file, by the last part of their names (``opaque``)."""
     path, follow = _reach(path, follow)
-    found: dict[bytes, bytes] = {}
     names = _list(path, follow)
     if not names:
-        return found
+        return {}
+    found: dict[bytes, bytes] = {}
     for prefix in MARKS:
         for stored in names:
             if stored.startswith(prefix) and not stored.startswith(prefix + _ESCAPE):
@@ -102,7 +105,8 @@ def _reach(path: bytes | int, follow: bool) -> tuple[bytes, bool]:
 
 def _list(path: bytes, follow: bool) -> list[bytes]:
     try:
-        return [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=follow)]
+        names = os.listxattr(path, follow_symlinks=follow)
+        return [os.fsencode(name) for name in names] if names else []
     except OSError as error:
         if error.errno in (errno.ENOTSUP, errno.EPERM, errno.EACCES):
             return []

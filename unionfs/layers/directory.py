@@ -246,12 +246,17 @@ class DirectoryLayer:
         """Where a directory or a metacopy is in lower layers (``overlay.redirect``)."""
         if directory.parent is None:
             return None
-        value = xattrs.marks(self._spot(directory).path()).get(b"redirect")
+        value = self.marks(self._spot(directory)).get(b"redirect")
         return None if value is None else redirects.parse(value, self.path, directory.name)
 
     def is_metacopy(self, handle: Handle) -> bool:
         """Whether a regular file has its attributes here, but its contents in a lower layer."""
-        return b"metacopy" in xattrs.marks(self._spot(handle).path())
+        return xattrs.METACOPY in self.marks(self._spot(handle))
+
+    @staticmethod
+    def marks(spot: Spot) -> dict[bytes, bytes]:
+        """A union's own xattrs of a file (:func:`unionfs.xattrs.marks`)."""
+        return xattrs.marks(spot.path(), follow=spot.follow)
 
     def open(self, handle: Handle) -> FileContent:
         """The content of a regular file."""

@@ -146,9 +146,10 @@ class Upper(DirectoryLayer):
         """
         xattrs.set_mark(b"/proc/self/fd/%d/%s" % (fd, name), _NUMBER, b"%d" % number)
 
-    def number(self, spot: Spot) -> int | None:
+    @staticmethod
+    def number(marks: dict[bytes, bytes]) -> int | None:
         """The number that a file of the upper had before its copy-up, None for any other file."""
-        value = xattrs.marks(spot.path(), follow=spot.follow).get(_NUMBER, b"")
+        value = marks.get(_NUMBER, b"")
         return int(value) if value.isdigit() and len(value) < 20 and int(value) > 1 else None
 
     def set_redirect(self, spot: Spot, redirect: Redirect) -> bool:
