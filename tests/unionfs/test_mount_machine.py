@@ -40,31 +40,37 @@ from snapshotter.diff import Difference
 from tests.support.mounts import mounted
 from unionfs import syscalls
 from unionfs.layers.directory import DirectoryLayer
+from unionfs.opening import open_finished
 from unionfs.pack import ingest
+from unionfs.reading import ReadableTree
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
 PLAIN, LAMINA, KERNEL = "plain", "lamina", "overlay"
-HARDLINKS_OF_LOWER_DIRECTORIES_ARE_REMEMBERED = False
-"""Whether their names stay one file, rightly counted, when the kernel forgets or in a new mount."""
-
-TRUNCATING_TO_THE_SAME_SIZE_IS_NO_CHANGE = False
-"""Whether truncate(2), which changes nothing then, leaves the time of modification."""
-
-UNFINISHED = ("fails", "EXDEV")
-"""What lamina answers instead of renaming a directory that has lower parts."""
-
 KERNEL_OPTIONS = "redirect_dir=on,index=on,xino=auto"
 """With metacopy=on, opening a file for writing would change its time of modification (6.18)."""
 
 NAMES = st.sampled_from([b"a", b"b", b"c"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(b"/".join)
 DATA = st.binary(max_size=12)
+PLACES = st.one_of(st.integers(0, 30), PATHS)
+"""A path, or the number of one that is or lately was there: much at one place tells most."""
 LENGTHS = st.sampled_from([0, 1, 5, 5, 12, 4096, 20_000])
 """How much is written; what is written tells one step from the next."""
 MODES = st.sampled_from([0o600, 0o755, 0o000, 0o4755, 0o2775, 0o1777])
 WHICH = st.integers(0, 9)
 XATTRS = st.sampled_from(["user.test", "trusted.test"])
+
+IDS = st.sampled_from([-1, 0, 7])
+CHANGES = st.one_of(
+    st.tuples(st.just("chmod"), st.tuples(MODES)),
+    st.tuples(st.just("chown"), st.tuples(IDS, IDS)),
+    st.tuples(st.just("utime"), st.tuples(st.one_of(st.integers(1, 10**10), st.just(10**9)))),
+    st.tuples(st.just("setxattr"), st.tuples(XATTRS, DATA, st.sampled_from([0, os.XATTR_CREATE]))),
+    st.tuples(st.just("removexattr"), st.tuples(XATTRS)),
+)
+
+Place = int | bytes
 
 LONG_AGO = 1_000_000_000 * 10**9
 """What the tests set. All such times are before RECENT, and what time itself sets is after it."""
@@ -100,7 +106,7 @@ class Lowers(NamedTuple):
 
 LOWERS = st.builds(
     Lowers,
-    low=st.dictionaries(PATHS, DATA, max_size=6),
+    low=st.dictionaries(PATHS, DATA, min_size=3, max_size=8),
     middle=st.dictionaries(PATHS, DATA, max_size=4),
     symlinks=st.dictionaries(PATHS, PATHS, max_size=1),
     opaque=st.lists(PATHS, max_size=1),
@@ -179,9 +185,9 @@ def names_read(fd: int, size: int) -> list[bytes]:
     """What one getdents64(2) with a buffer of ``size`` bytes reads, without the dots."""
     buffer = ctypes.create_string_buffer(size)
     count = _libc.getdents64(fd, buffer, size)
-    if count < 0:
+    if count < 0 and ctypes.get_errno() != errno.ENOENT:  # that of a directory that was removed
         raise OSError(ctypes.get_errno(), "getdents64")
-    names, at, data = [], 0, buffer.raw[:count]
+    names, at, data = [], 0, buffer.raw[: max(count, 0)]
     while at < count:
         length = int.from_bytes(data[at + 16 : at + 18], "little")
         names.append(data[at + 19 : at + length].split(b"\0", 1)[0])
@@ -200,9 +206,13 @@ def mapped(view: mmap.mmap, size: int) -> bytes:
         os.close(writer)
 
 
-def below(root: bytes, path: bytes) -> bytes:
-    """The place of a path of a side."""
-    return os.path.join(root, path)
+def tree_of(directory: Path) -> ReadableTree:
+    return ReadableTree([DirectoryLayer(bytes(directory))])
+
+
+def below(root: bytes, known: list[bytes], place: Place) -> bytes:
+    """Where a place is on a side."""
+    return os.path.join(root, known[place % len(known)] if isinstance(place, int) else place)
 
 
 def outcome(action: Callable[[], Any]) -> tuple[str, Any]:
@@ -228,6 +238,7 @@ class MountMachine(RuleBasedStateMachine):
         self.layers: dict[str, list[Path]] = {}
         self.generation = 0
         self.written = 0
+        self.lately: list[bytes] = []
         self.mounts = contextlib.ExitStack()
         self.held: list[Held] = []
         self.readings: list[Reading] = []
@@ -235,20 +246,25 @@ class MountMachine(RuleBasedStateMachine):
         self.linked_below = False
         self.whole_seconds = False
         self.watchful = True
+        self.options: list[str] = []
 
     def teardown(self) -> None:
         try:
-            self.let_go()
             if sys.exc_info()[0] is None:  # else the step that failed says more
+                while self.readings:
+                    self.finish_reading(0)
+                self.compare()
+                self.remount()
                 self.compare()
         finally:
+            self.let_go()
             self.mounts.close()
             shutil.rmtree(self.base)
 
     # -- layers and mounts ---------------------------------------------------------------------
 
-    @initialize(lowers=LOWERS, watchful=st.booleans())
-    def build(self, lowers: Lowers, watchful: bool) -> None:
+    @initialize(lowers=LOWERS, watchful=st.booleans(), metacopy=st.booleans())
+    def build(self, lowers: Lowers, watchful: bool, metacopy: bool) -> None:
         """Fill two lower layers, and the plain directory with what the kernel makes of them."""
         lower, upper = bytes(self.base / "low"), bytes(self.base / "middle")
         for layer, contents in ((lower, lowers.low), (upper, lowers.middle)):
@@ -270,13 +286,14 @@ class MountMachine(RuleBasedStateMachine):
         for layer in (lower, upper):
             make_old(layer)
         self.watchful = watchful
+        self.options = ["metacopy=on"] if metacopy else []
         both = [self.base / "middle", self.base / "low"]
         self.layers = {LAMINA: both, KERNEL: both}
         with kernel_overlay(self.base / KERNEL, both):
             source = f"{self.base}/{KERNEL}/."
             subprocess.run(["cp", "-a", source, self.base / PLAIN], check=True)
         if self.packed:
-            self.layers = {LAMINA: [self.pack(path) for path in both], KERNEL: both}
+            self.layers[LAMINA] = [self.pack(path, tree_of(path)) for path in both]
         self.mount()
 
     def link_below(self, paths: list[bytes], which: int, new: bytes) -> None:
@@ -286,8 +303,6 @@ class MountMachine(RuleBasedStateMachine):
         does the kernel: both would count them.
         """
         old = paths[which % len(paths)] if paths else b""
-        if not (self.packed or HARDLINKS_OF_LOWER_DIRECTORIES_ARE_REMEMBERED):
-            return
         if self.shows(old) and self.shows(new):
             lower = bytes(self.base / "low")
             with contextlib.suppress(OSError):
@@ -311,7 +326,7 @@ class MountMachine(RuleBasedStateMachine):
 
     def mount(self) -> None:
         for side, layers in self.layers.items():
-            mount = mounted if side == LAMINA else kernel_overlay
+            mount = partial(mounted, options=self.options) if side == LAMINA else kernel_overlay
             self.mounts.enter_context(mount(self.base / side, layers, *self.upper(side)))
             self.roots[side] = bytes(self.base / side)
 
@@ -326,15 +341,21 @@ class MountMachine(RuleBasedStateMachine):
             shutil.copystat(self.base / PLAIN, upper)
         return upper, self.base / f"{side}.work{self.generation}"
 
-    def pack(self, directory: Path, tar_root: bool = True) -> Path:
-        """What a commit makes of an upper directory: its difference, ingested to a pack."""
-        layer = DirectoryLayer(bytes(directory))
-        temporary = directory.with_suffix(".tmp")
-        diff_id = ingest(Difference(layer, with_root=tar_root), temporary).diff_id
-        layer.close()
+    @staticmethod
+    def pack(directory: Path, tree: ReadableTree) -> Path:
+        """A pack of a directory, the topmost layer of a tree."""
+        with contextlib.closing(tree):
+            diff_id = ingest(
+                Difference(tree, with_root=True), directory.with_suffix(".tmp")
+            ).diff_id
         pack = directory.with_name(f"{diff_id.hex()}.pack")
-        temporary.rename(pack)
+        directory.with_suffix(".tmp").rename(pack)
         return pack
+
+    def commit(self, upper: Path, work: Path) -> Path:
+        """The upper as a pack."""
+        lowers = [bytes(layer) for layer in self.layers[LAMINA]]
+        return self.pack(upper, open_finished(bytes(upper), bytes(work), lowers))
 
     @rule()
     def remount(self) -> None:
@@ -353,16 +374,14 @@ class MountMachine(RuleBasedStateMachine):
         """
         if self.linked_below and self.packed:
             self.layers.pop(KERNEL, None)
-        elif self.linked_below or not (
-            HARDLINKS_OF_LOWER_DIRECTORIES_ARE_REMEMBERED or self.packed or not self.links()
-        ):
+        elif self.linked_below:
             return
         self.let_go()
         self.mounts.close()
         self.roots = {PLAIN: self.roots[PLAIN]}
         for side, layers in self.layers.items():
-            upper, _ = self.upper(side)
-            top = self.pack(upper) if self.packed and side == LAMINA else upper
+            upper, work = self.upper(side)
+            top = self.commit(upper, work) if self.packed and side == LAMINA else upper
             self.layers[side] = [top, *layers]
         self.generation += 1
         self.whole_seconds = self.packed
@@ -382,48 +401,59 @@ class MountMachine(RuleBasedStateMachine):
 
     # -- doing the same everywhere ---------------------------------------------------------------
 
-    def every(self, act: Callable[[Callable[[bytes], bytes]], Any]) -> None:
-        """Do something on each side, given what makes places of paths, with the same result."""
+    def every(self, act: Callable[[Callable[[Place], bytes]], Any]) -> None:
+        """Do something on each side, given what makes paths of places, with the same result."""
         results = {}
+        known, there = self.known(), self.there()
         for side in (LAMINA, PLAIN, KERNEL):
             if side in self.roots:
-                results[side] = outcome(partial(act, partial(below, self.roots[side])))
-            if results[LAMINA] == UNFINISHED:
-                return
+                results[side] = outcome(partial(act, partial(below, self.roots[side], known)))
         agree(results)
+        self.lately = (sorted(there - self.there()) + self.lately)[:4]
 
-    def kind(self, path: bytes) -> int:
-        """The file type of a path of the plain side, symlinks followed; 0 for nothing."""
-        try:
-            return stat.S_IFMT(os.stat(os.path.join(self.roots[PLAIN], path)).st_mode)
-        except OSError:
-            return 0
+    def there(self) -> set[bytes]:
+        """The paths of the plain side."""
+        root = self.roots[PLAIN]
+        return {
+            os.path.relpath(os.path.join(above, name), root)
+            for above, directories, files in os.walk(root)
+            for name in (*directories, *files)
+        }
 
-    def size(self, path: bytes) -> int:
-        """The size of a file of the plain side, -1 for nothing."""
+    def known(self) -> list[bytes]:
+        """What a number may stand for: paths that are there or have lately gone."""
+        return sorted(self.there() | set(self.lately)) or [b"a"]
+
+    def found(self, place: Place) -> os.stat_result | None:
+        """What is at a place of the plain side, symlinks followed."""
         try:
-            return os.stat(below(self.roots[PLAIN], path)).st_size
+            return os.stat(below(self.roots[PLAIN], self.known(), place))
         except OSError:
-            return -1
+            return None
+
+    def kind(self, place: Place) -> int:
+        """The file type at a place, 0 for nothing."""
+        info = self.found(place)
+        return stat.S_IFMT(info.st_mode) if info else 0
 
     def some(self, length: int) -> bytes:
         self.written += 1
         return (b"%d," % self.written * length)[:length]
 
     @rule(
-        path=PATHS,
+        path=PLACES,
         length=LENGTHS,
         flags=st.sampled_from(
             [os.O_CREAT, os.O_CREAT | os.O_EXCL, os.O_TRUNC, os.O_CREAT | os.O_TRUNC, os.O_APPEND]
         ),
         mode=MODES,
     )
-    def open_and_write(self, path: bytes, length: int, flags: int, mode: int) -> None:
+    def open_and_write(self, path: Place, length: int, flags: int, mode: int) -> None:
         if self.kind(path) == stat.S_IFIFO:
             return
         data = self.some(length)
 
-        def act(at: Callable[[bytes], bytes]) -> None:
+        def act(at: Callable[[Place], bytes]) -> None:
             fd = os.open(at(path), flags | os.O_WRONLY, mode)
             try:
                 os.write(fd, data)
@@ -432,13 +462,13 @@ class MountMachine(RuleBasedStateMachine):
 
         self.every(act)
 
-    @rule(path=PATHS, offset=st.sampled_from([0, 3, 20, 5000]), length=LENGTHS)
-    def write_at(self, path: bytes, offset: int, length: int) -> None:
+    @rule(path=PLACES, offset=st.sampled_from([0, 3, 20, 5000]), length=LENGTHS)
+    def write_at(self, path: Place, offset: int, length: int) -> None:
         if self.kind(path) == stat.S_IFIFO:
             return
         data = self.some(length)
 
-        def act(at: Callable[[bytes], bytes]) -> None:
+        def act(at: Callable[[Place], bytes]) -> None:
             fd = os.open(at(path), os.O_RDWR)
             try:
                 os.pwrite(fd, data, offset)
@@ -447,81 +477,85 @@ class MountMachine(RuleBasedStateMachine):
 
         self.every(act)
 
-    @rule(path=PATHS, size=st.sampled_from([0, 1, 10, 4096, 9000]))
-    def truncate(self, path: bytes, size: int) -> None:
-        if not TRUNCATING_TO_THE_SAME_SIZE_IS_NO_CHANGE and self.size(path) == size:
-            return
+    @rule(path=PLACES, size=st.sampled_from([0, 1, 10, 4096, 9000]))
+    def truncate(self, path: Place, size: int) -> None:
         if self.kind(path) != stat.S_IFIFO:
             self.every(lambda at: os.truncate(at(path), size))
 
-    @rule(path=PATHS, mode=MODES)
-    def mkdir(self, path: bytes, mode: int) -> None:
+    @rule(path=PLACES, mode=MODES)
+    def mkdir(self, path: Place, mode: int) -> None:
         self.every(lambda at: os.mkdir(at(path), mode))
 
-    @rule(path=PATHS)
-    def rmdir(self, path: bytes) -> None:
+    @rule(path=PLACES)
+    def rmdir(self, path: Place) -> None:
         self.every(lambda at: os.rmdir(at(path)))
 
-    @rule(path=PATHS)
-    def unlink(self, path: bytes) -> None:
+    @rule(path=PLACES)
+    def unlink(self, path: Place) -> None:
         self.every(lambda at: os.unlink(at(path)))
 
-    @rule(path=PATHS)
-    def remove_all(self, path: bytes) -> None:
-        """So that directories are emptied more often than chance would have it."""
-        if self.kind(path) != stat.S_IFIFO:
-            self.every(lambda at: shutil.rmtree(at(path)))
+    @rule(
+        path=PLACES,
+        by=st.sampled_from(["nothing", "mkdir", "mkdir and rename", "create", "rename"]),
+        name=NAMES,
+    )
+    def replace(self, path: Place, by: str, name: bytes) -> None:
+        """Remove all that is at a place, and put something new there, which shows only itself."""
+        if self.kind(path) == stat.S_IFIFO:
+            return
+        path = os.path.relpath(below(b"/", self.known(), path), b"/")
+        self.every(lambda at: remove_all(at(path)))
+        new = path if by in ("mkdir", "create") else b"new"
+        if by.startswith("mkdir"):
+            self.every(lambda at: os.mkdir(at(new)))
+            self.every(lambda at: os.mkdir(at(os.path.join(new, name))))
+        elif by != "nothing":
+            self.every(lambda at: os.mknod(at(new), 0o100644))
+        if new == b"new":
+            self.every(lambda at: os.rename(at(new), at(path)))
 
-    @rule(old=PATHS, new=PATHS)
-    def link(self, old: bytes, new: bytes) -> None:
+    @rule(old=PLACES, new=PLACES)
+    def link(self, old: Place, new: Place) -> None:
         self.every(lambda at: os.link(at(old), at(new), follow_symlinks=False))
 
-    @rule(path=PATHS, leads_to=PATHS)
-    def symlink(self, path: bytes, leads_to: bytes) -> None:
+    @rule(path=PLACES, leads_to=PATHS)
+    def symlink(self, path: Place, leads_to: bytes) -> None:
         self.every(lambda at: os.symlink(leads_to, at(path)))
 
-    @rule(path=PATHS, mode=MODES)
-    def fifo(self, path: bytes, mode: int) -> None:
+    @rule(path=PLACES, mode=MODES)
+    def fifo(self, path: Place, mode: int) -> None:
         self.every(lambda at: os.mkfifo(at(path), mode))
 
     @rule(
-        old=PATHS,
-        new=PATHS,
+        old=PLACES,
+        new=PLACES,
         flags=st.sampled_from([0, 0, syscalls.RENAME_NOREPLACE, syscalls.RENAME_EXCHANGE]),
     )
-    def rename(self, old: bytes, new: bytes, flags: int) -> None:
+    def rename(self, old: Place, new: Place, flags: int) -> None:
         here = syscalls.AT_FDCWD
         self.every(lambda at: syscalls.renameat2(here, at(old), here, at(new), flags))
 
-    @rule(path=PATHS, mode=MODES)
-    def chmod(self, path: bytes, mode: int) -> None:
-        self.every(lambda at: os.chmod(at(path), mode))
-
-    @rule(path=PATHS, uid=st.sampled_from([-1, 0, 7]), gid=st.sampled_from([-1, 0, 9]))
-    def chown(self, path: bytes, uid: int, gid: int) -> None:
-        self.every(lambda at: os.chown(at(path), uid, gid, follow_symlinks=False))
-
-    @rule(path=PATHS, ns=st.integers(1, 10**10), seconds=st.booleans())
-    def utime(self, path: bytes, ns: int, seconds: bool) -> None:
-        times = (LONG_AGO, LONG_AGO + (ns // 10**9 * 10**9 if seconds else ns))
-        self.every(lambda at: os.utime(at(path), ns=times, follow_symlinks=False))
-
-    @rule(path=PATHS, name=XATTRS, value=DATA, flags=st.sampled_from([0, 0, os.XATTR_CREATE]))
-    def set_xattr(self, path: bytes, name: str, value: bytes, flags: int) -> None:
-        self.every(lambda at: os.setxattr(at(path), name, value, flags, follow_symlinks=False))
-
-    @rule(path=PATHS, name=XATTRS)
-    def remove_xattr(self, path: bytes, name: str) -> None:
-        self.every(lambda at: os.removexattr(at(path), name, follow_symlinks=False))
+    @rule(path=PLACES, change=CHANGES)
+    def change(self, path: Place, change: tuple[str, tuple[Any, ...]]) -> None:
+        """chmod, chown, utime, setxattr or removexattr; only chmod follows symlinks."""
+        name, arguments = change
+        options: dict[str, Any] = {} if name == "chmod" else {"follow_symlinks": False}
+        if name == "utime":
+            options["ns"] = (LONG_AGO, LONG_AGO + arguments[0])
+            arguments = ()
+        self.every(lambda at: getattr(os, name)(at(path), *arguments, **options))
 
     # -- descriptors that stay open --------------------------------------------------------------
 
-    @rule(path=PATHS, flags=st.sampled_from([os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND]))
-    def hold(self, path: bytes, flags: int) -> None:
+    @rule(path=PLACES, flags=st.sampled_from([os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_APPEND]))
+    def hold(self, path: Place, flags: int) -> None:
         """Open a file, and keep it open whatever becomes of its name."""
         if self.kind(path) != stat.S_IFREG:
             return
-        fds = {side: os.open(os.path.join(root, path), flags) for side, root in self.roots.items()}
+        fds = {
+            side: os.open(below(root, self.known(), path), flags)
+            for side, root in self.roots.items()
+        }
         view = None
         if os.fstat(fds[LAMINA]).st_size:
             view = mmap.mmap(fds[LAMINA], 1, mmap.MAP_SHARED, mmap.PROT_READ)
@@ -564,12 +598,12 @@ class MountMachine(RuleBasedStateMachine):
 
     # -- directories that are read while they change ---------------------------------------------
 
-    @rule(path=st.one_of(st.just(b""), PATHS))
-    def begin_reading(self, path: bytes) -> None:
+    @rule(path=st.one_of(st.just(b""), PLACES))
+    def begin_reading(self, path: Place) -> None:
         if self.kind(path) != stat.S_IFDIR:
             return
         fd, plain_fd = (
-            os.open(os.path.join(self.roots[side], path), os.O_RDONLY | os.O_DIRECTORY)
+            os.open(below(self.roots[side], self.known(), path), os.O_RDONLY | os.O_DIRECTORY)
             for side in (LAMINA, PLAIN)
         )
         self.readings.append(Reading(fd, plain_fd, numbers_in(plain_fd), []))
@@ -584,13 +618,14 @@ class MountMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def finish_reading(self, which: int) -> None:
         """A file that was there all the time is listed exactly once."""
-        reading = self.readings.pop(which % len(self.readings))
+        reading = self.readings[which % len(self.readings)]
         while names := names_read(reading.fd, 32):
             reading.seen.extend(names)
         at_end = numbers_in(reading.plain_fd)
         for name, number in reading.at_start.items():
             if at_end.get(name) == number:
                 assert reading.seen.count(name) == 1, (name, reading.seen)
+        self.readings.remove(reading)
         os.close(reading.fd)
         os.close(reading.plain_fd)
 
@@ -598,7 +633,9 @@ class MountMachine(RuleBasedStateMachine):
         while self.held:
             self.close_held(0)
         while self.readings:
-            self.finish_reading(0)
+            reading = self.readings.pop()
+            os.close(reading.fd)
+            os.close(reading.plain_fd)
 
     # -- comparing -------------------------------------------------------------------------------
 
@@ -658,6 +695,13 @@ class PackedMountMachine(MountMachine):
     """lamina over packs."""
 
     packed = True
+
+
+def remove_all(place: bytes) -> None:
+    if os.path.isdir(place) and not os.path.islink(place):
+        shutil.rmtree(place)
+    else:
+        os.unlink(place)
 
 
 def agree(results: dict[str, Any]) -> None:
