@@ -27,12 +27,7 @@ log = logging.getLogger(__name__)
 FILESYSTEM = "fuse.lamina"
 DEVICE = "/dev/fuse"
 
-_MS_NOSYMFOLLOW = 0x100
-_MS_SILENT = 0x8000
-_MS_RELATIME = 0x200000
-_MS_STRICTATIME = 0x1000000
-_MS_LAZYTIME = 0x2000000
-_ATIMES = syscalls.MS_NOATIME | _MS_RELATIME | _MS_STRICTATIME
+_ATIMES = syscalls.MS_NOATIME | syscalls.MS_RELATIME | syscalls.MS_STRICTATIME
 
 FLAGS = {
     "ro": (0, syscalls.MS_RDONLY),
@@ -45,21 +40,21 @@ FLAGS = {
     "exec": (syscalls.MS_NOEXEC, 0),
     "noatime": (_ATIMES, syscalls.MS_NOATIME),
     "atime": (syscalls.MS_NOATIME, 0),
-    "relatime": (_ATIMES, _MS_RELATIME),
-    "norelatime": (_MS_RELATIME, 0),
-    "strictatime": (_ATIMES, _MS_STRICTATIME),
-    "nostrictatime": (_MS_STRICTATIME, 0),
-    "lazytime": (0, _MS_LAZYTIME),
-    "nolazytime": (_MS_LAZYTIME, 0),
+    "relatime": (_ATIMES, syscalls.MS_RELATIME),
+    "norelatime": (syscalls.MS_RELATIME, 0),
+    "strictatime": (_ATIMES, syscalls.MS_STRICTATIME),
+    "nostrictatime": (syscalls.MS_STRICTATIME, 0),
+    "lazytime": (0, syscalls.MS_LAZYTIME),
+    "nolazytime": (syscalls.MS_LAZYTIME, 0),
     "nodiratime": (0, syscalls.MS_NODIRATIME),
     "diratime": (syscalls.MS_NODIRATIME, 0),
-    "nosymfollow": (0, _MS_NOSYMFOLLOW),
-    "symfollow": (_MS_NOSYMFOLLOW, 0),
+    "nosymfollow": (0, syscalls.MS_NOSYMFOLLOW),
+    "symfollow": (syscalls.MS_NOSYMFOLLOW, 0),
     "sync": (0, syscalls.MS_SYNCHRONOUS),
     "async": (syscalls.MS_SYNCHRONOUS, 0),
     "dirsync": (0, syscalls.MS_DIRSYNC),
-    "silent": (0, _MS_SILENT),
-    "loud": (_MS_SILENT, 0),
+    "silent": (0, syscalls.MS_SILENT),
+    "loud": (syscalls.MS_SILENT, 0),
 }
 """The generic mount flags (mount(8)): for each the bits that it clears and those that it sets."""
 

@@ -32,6 +32,9 @@ OPAQUE_MARKER = b".wh..wh..opq"
 BOOKKEEPING = b".wh..wh."
 OPAQUE = b"opaque"
 
+AUFS_DIRECTORIES = (b".wh..wh.plnk", b".wh..wh.orph")
+"""Directories that AUFS keeps in the root of a branch."""
+
 AUFS_BASE = b".wh..wh.aufs"
 """What AUFS keeps in the root of a writable branch, so the sign of its dialect."""
 

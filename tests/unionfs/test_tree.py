@@ -102,6 +102,12 @@ def test_bookkeeping_is_never_shown(tmp_path: Path, union: Union) -> None:
         side.create(b".wh.f", b"")
 
 
+def test_directories_of_aufs_are_no_links_of_the_root(tmp_path: Path, union: Union) -> None:
+    plant(tmp_path / "low", ".wh..wh.plnk/x", ".wh..wh.orph/y", "d/z")
+    tree = union().tree
+    assert tree.attributes(tree.root).nlink == 3
+
+
 def test_lower_layers_are_never_written(tmp_path: Path, union: Union) -> None:
     plant(tmp_path / "low", "a", "b", "d/c", "d/e/f")
     before = PlainSide(tmp_path / "low").walk()

@@ -98,6 +98,9 @@ class DirectoryLayer:
         self.path = path
         self._root = Place(None, b"")
         self._root.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._bookkeeping = sum(
+            whiteouts.has_entry(self._root.fd, name) for name in whiteouts.AUFS_DIRECTORIES
+        )
         self.ownership = Ownership(overrides.used_in(self._root.fd), always=True)
         self._open: OrderedDict[Place, None] = OrderedDict()
 
@@ -215,7 +218,10 @@ class DirectoryLayer:
 
     def attributes(self, handle: Handle) -> Attributes:
         """The attributes of a file: those of lstat(2), or what is kept beside it."""
-        return self.stat(self._spot(handle))
+        found = self.stat(self._spot(handle))
+        if handle.parent is None and self._bookkeeping:
+            return found._replace(nlink=found.nlink - self._bookkeeping)
+        return found
 
     def stat(self, spot: Spot) -> Attributes:
         """The same of a file that system calls reach."""
