@@ -23,10 +23,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 from unionfs.entry import WHITEOUT, Attributes
 from unionfs.errors import LayerError, display
+from unionfs.layers import Layer
 from unionfs.layers.directory import DirectoryLayer, Place
 from unionfs.layers.packed import PackedLayer
 from unionfs.nodes import Node
@@ -285,3 +288,23 @@ class Difference:
 
 def _identity(attributes: Attributes) -> tuple[int, int]:
     return attributes.space, attributes.number
+
+
+def root_has_changed(tree: ReadableTree, pristine: Path) -> bool:
+    """Whether the root directory of an upper looks otherwise than when it was made.
+
+    The lower layers are not asked: without privileges the upper could not be given the owner of
+    their root, and which number this user's own ID is depends on the user namespace of this
+    process. ``pristine`` is a directory that was made in the same way.
+    """
+    with closing(DirectoryLayer(os.fsencode(pristine))) as layer:
+        return _root_of(tree.lowers[0]) != _root_of(layer)
+
+
+def _root_of(layer: Layer) -> tuple[int, int, int, dict[bytes, bytes]]:
+    """What a root directory looks like, but for what the host alone decides."""
+    own = layer.attributes(layer.root())
+    xattrs = layer.xattrs(layer.root())
+    for name in _HOST_XATTRS:
+        xattrs.pop(name, None)
+    return stat.S_IMODE(own.mode), own.uid, own.gid, xattrs

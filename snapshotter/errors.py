@@ -25,6 +25,13 @@ class NoSuchContainer(SnapshotterError):
         super().__init__(f"No such container: {name}")
 
 
+class NoSuchSnapshot(SnapshotterError):
+    """No snapshot has that name or key."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"No such snapshot: {name}")
+
+
 class AmbiguousId(SnapshotterError):
     """A prefix that is the beginning of several IDs."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -11,16 +10,14 @@ from typing import Any
 
 import msgspec
 
-from unionfs.layers import Layer
-from unionfs.layers.directory import DirectoryLayer
 from unionfs.opening import open_finished
 from unionfs.reading import ReadableTree
 
 from . import compression, digest, dockerfile, models, platforms
-from .diff import Difference
+from .diff import Difference, root_has_changed
 from .progress import Counted, Progress, Readable
 from .reference import Reference
-from .store import Container, ContainerConfig, Image, NewImage, RootAttributes, Store
+from .store import Container, ContainerConfig, Image, NewImage, Store
 
 _INHERITED = ("architecture", "os", "variant", "os.version", "os.features")
 """What a committed image has from its base besides layers, history and configuration."""
@@ -88,7 +85,7 @@ def commit(
     with store.session() as session:
         diff_ids = [layer.diff_id for layer in base.layers]
         with closing(_open(store, container, base)) as tree:
-            changed = _root_changed(tree, container)
+            changed = root_has_changed(tree, container.pristine)
             layer = session.add_layer(Difference(tree, clamp=clamp, with_root=changed))
         empty = layer.diff_id == digest.EMPTY_TAR
         moment = models.format_time(created if created is not None else datetime.now(UTC))
@@ -141,21 +138,3 @@ def _container_config(document: dict[str, Any], container: ContainerConfig) -> d
 def _open(store: Store, container: Container, base: Image) -> ReadableTree:
     places = (os.fsencode(container.upper), os.fsencode(container.work))
     return open_finished(*places, store.lowers(container, base))
-
-
-def _root_changed(tree: ReadableTree, container: Container) -> bool:
-    """Whether the upper's root directory looks otherwise than when the container was made.
-
-    The image is not asked: without privileges the upper could not be given the owner of the image's
-    root, and which number this user's own ID is depends on the user namespace of this process.
-    """
-    with closing(DirectoryLayer(os.fsencode(container.pristine))) as pristine:
-        return _root_of(tree.lowers[0]) != _root_of(pristine)
-
-
-def _root_of(layer: Layer) -> RootAttributes:
-    """What the root directory of an upper looks like, but for what the host alone decides."""
-    own = layer.attributes(layer.root())
-    xattrs = layer.xattrs(layer.root())
-    xattrs.pop(b"security.selinux", None)
-    return RootAttributes(stat.S_IMODE(own.mode), own.uid, own.gid, xattrs)

@@ -4,6 +4,7 @@
 ``lamina.db``      what there is: see :mod:`.database`
 ``layers/``        packs of layers (``<diff_id>.pack``), merged indexes (``<chain ID>.merged``)
 ``containers/``    one directory for each container
+``snapshots/``     one directory for each snapshot that is not committed
 ``tmp/``, ``lock`` work in progress, and who may remove what: see :mod:`.locks`
 =================  =============================================================================
 
@@ -29,6 +30,7 @@ from .database import Database
 from .images import Deleted, Image, Images, LayerInfo, NewImage, Untagged
 from .layers import Layers, RootAttributes, StoredLayer
 from .locks import locked, workspace
+from .snapshots import Snapshot, SnapshotKind, Snapshots, SnapshotUsage
 from .sweeping import is_due, sweep
 
 __all__ = [
@@ -40,12 +42,15 @@ __all__ = [
     "NewImage",
     "RootAttributes",
     "Session",
+    "Snapshot",
+    "SnapshotKind",
+    "SnapshotUsage",
     "Store",
     "StoredLayer",
     "Untagged",
 ]
 
-_ROOMS = ("layers", "containers", "tmp")
+_ROOMS = ("layers", "containers", "snapshots", "tmp")
 _DATABASE = "lamina.db"
 
 
@@ -59,6 +64,7 @@ class Store:
         self.layers = Layers(database, root / "layers")
         self._images = Images(database, self.layers)
         self._containers = Containers(database, root / "containers")
+        self.snapshots = Snapshots(database, self.layers, root / "snapshots")
 
     @classmethod
     def open(cls, root: Path) -> Store:

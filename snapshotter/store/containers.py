@@ -299,11 +299,11 @@ def _make_directories(path: Path, root: RootAttributes) -> None:
     # Made twice: how much of the image's root could be set here, and how it looks from inside a
     # user namespace, only another directory of the same origin can tell.
     for name in ("upper", "pristine"):
-        _make_root(path / name, root)
+        make_root(path / name, root)
 
 
-def _make_root(path: Path, root: RootAttributes) -> None:
-    """A directory that looks like the root of the image, as far as this user may make one."""
+def make_root(path: Path, root: RootAttributes) -> None:
+    """A directory that looks like the root of an image, as far as this user may make one."""
     path.mkdir(0o700)
     # Without privileges files cannot be given away: the directory stays the user's own.
     with _allowing(errno.EPERM, errno.EINVAL):

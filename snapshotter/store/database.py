@@ -89,6 +89,19 @@ CREATE TABLE container (
     pid INTEGER
 ) STRICT;
 CREATE INDEX container_image ON container (image);
+CREATE TABLE snapshot (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- names its directory
+    name TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    parent INTEGER REFERENCES snapshot,
+    labels BLOB NOT NULL,            -- JSON
+    created TEXT NOT NULL,
+    updated TEXT NOT NULL,
+    layer INTEGER REFERENCES layer,  -- of a committed one
+    chain BLOB                       -- the chain ID up to there
+) STRICT;
+CREATE INDEX snapshot_parent ON snapshot (parent);
+CREATE INDEX snapshot_layer ON snapshot (layer);
 """
 
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..errors import StoreError
-from .database import Database
+from .database import Database, Row
 from .locks import locked, remove_tree
 
 _log = logging.getLogger(__name__)
@@ -17,11 +17,13 @@ CREATE TEMPORARY TABLE live AS
 WITH RECURSIVE found (number) AS (
     SELECT layer FROM image_layer
     UNION
+    SELECT layer FROM snapshot WHERE layer IS NOT NULL
+    UNION
     SELECT source FROM layer_source JOIN found ON layer = number
 )
 SELECT number FROM found
 """
-"""The layers of images, and those whose packs these take chunks from."""
+"""The layers of images and snapshots, and those whose packs these take chunks from."""
 
 
 _UNUSED_RUNS = """
@@ -29,11 +31,13 @@ FROM run WHERE chain NOT IN (
     SELECT chain FROM image_layer AS top WHERE NOT EXISTS (
         SELECT 1 FROM image_layer WHERE image = top.image AND position > top.position
     )
+    UNION ALL SELECT chain FROM snapshot WHERE chain IS NOT NULL
 )
 """
 _UNUSED_RUN = f"SELECT 1 {_UNUSED_RUNS} LIMIT 1"
 _UNUSED_LAYER = """
 SELECT 1 FROM layer WHERE NOT EXISTS (SELECT 1 FROM image_layer WHERE layer = number)
+AND NOT EXISTS (SELECT 1 FROM snapshot WHERE layer = layer.number)
 AND NOT EXISTS (SELECT 1 FROM layer_source WHERE source = number) LIMIT 1
 """
 """Of unused layers one is no other's source, because a pack takes chunks from older ones only."""
@@ -52,7 +56,8 @@ def sweep(database: Database, root: Path) -> bool:
         with database.transaction():
             _forget(database)
         _remove_files(database, root / "layers")
-        _remove_containers(database, root / "containers")
+        _remove_unknown(root / "containers", database.rows("SELECT id FROM container"))
+        _remove_unknown(root / "snapshots", database.rows("SELECT number FROM snapshot"))
         for left in sorted((root / "tmp").iterdir()):
             _remove(left)
         return True
@@ -77,9 +82,9 @@ def _remove_files(database: Database, directory: Path) -> None:
             path.unlink()
 
 
-def _remove_containers(database: Database, directory: Path) -> None:
-    """Remove the directories of containers that do not exist."""
-    known = {name for (name,) in database.rows("SELECT id FROM container")}
+def _remove_unknown(directory: Path, rows: list[Row]) -> None:
+    """Remove the directories of containers or snapshots that do not exist."""
+    known = {str(name) for (name,) in rows}
     for path in directory.iterdir():
         if path.name not in known:
             _remove(path)

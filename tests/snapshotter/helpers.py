@@ -19,10 +19,11 @@ from typing import Any
 
 from backports import zstd
 
+from snapshotter import digest
 from snapshotter.archive import load, save
 from snapshotter.errors import Conflict, NoSuchContainer, NoSuchImage
 from snapshotter.images import commit, import_rootfs
-from snapshotter.store import Container, ContainerConfig, Image, Store
+from snapshotter.store import Container, ContainerConfig, Image, SnapshotKind, Store
 from unionfs.pack import Pack, verify
 
 Entry = bytes | tuple[bytes, str] | None
@@ -170,6 +171,11 @@ def check(store: Store) -> None:
             files.add(run.name)
             with Pack(run) as pack:
                 list(pack.names(0))
+    for snapshot in store.snapshots.walk(kind=SnapshotKind.COMMITTED):
+        layers = store.snapshots.layers_of(snapshot.name)
+        chain = list(digest.chain(layer.diff_id for layer in layers))[-1]
+        files.update(store.layers.path(layer.diff_id).name for layer in layers)
+        files.update(store.layers.run_files(chain))
     for name in files:
         with Pack(store.root / "layers" / name) as pack:
             if name.endswith(".pack"):
@@ -178,6 +184,9 @@ def check(store: Store) -> None:
     containers = {container.id for container in store.containers()}
     assert {path.name for path in (store.root / "containers").iterdir()} == containers
     assert list((store.root / "tmp").iterdir()) == []
+    assert len(list((store.root / "snapshots").iterdir())) == sum(
+        snapshot.kind is not SnapshotKind.COMMITTED for snapshot in store.snapshots.walk()
+    )
     assert {path.name for path in (store.root / "layers").iterdir()} == files
 
 
