@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
 
 from .contents import open_upper
 from .entry import WHITEOUT, Attributes
+from .errors import LayerError
 from .layers import Content
 from .layers.shown import marks_first
 from .nodes import Listing, Node, Part, fail
 from .tree import Tree
+
+log = logging.getLogger(__name__)
 
 
 class ReadableTree(Tree):
@@ -50,6 +54,9 @@ class ReadableTree(Tree):
             try:
                 child = self.lookup(node, name)
             except FileNotFoundError:
+                continue
+            except LayerError as error:
+                log.error("%s, so it is not listed", error)  # the others can still be reached
                 continue
             yield name, child, at
 

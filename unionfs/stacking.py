@@ -82,9 +82,19 @@ class Stack:
                 return self.roots[at:]
         return ()
 
-    def follow(self, layer: Layer, entry: Entry) -> Redirect | None:
-        """The redirect of an entry, where redirects count."""
-        return layer.redirect(entry.handle) if self._follow else None
+    def follow(self, layer: Layer, entry: Entry, name: bytes) -> Redirect | None:
+        """The redirect of an entry of some name.
+
+        Raises :class:`LayerError` where there is one and none may be followed: what would be shown
+        without it is not what the layers hold.
+        """
+        redirect = layer.redirect(entry.handle)
+        if redirect is not None and not self._follow:
+            raise LayerError(
+                f"{display(name)} in layer {display(layer.path)} is redirected to "
+                f"{display(redirect.format())}, and redirect_dir=nofollow"
+            )
+        return redirect
 
 
 class _Search:
@@ -147,10 +157,10 @@ class _Search:
 
     def _redirect(self, layer: Layer, entry: Entry, rest: int) -> None:
         """Ask the layers below where a redirect says that is ``rest`` names before the end."""
-        redirect = self._stack.follow(layer, entry)
+        at = len(self._path) - rest
+        redirect = self._stack.follow(layer, entry, self._path[at - 1])
         if redirect is None:
             return
-        at = len(self._path) - rest
         tail = self._path[at:]
         if redirect.is_absolute:
             self._ahead = self._stack.below(layer)

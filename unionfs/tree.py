@@ -149,7 +149,7 @@ class Tree:
     def _below(self, parent: Node, name: bytes, entry: Entry) -> Found:
         """What lower layers have of something in the upper: under its name, or at its redirect."""
         assert self.upper is not None
-        redirect = self.stack.follow(self.upper, entry)
+        redirect = self.stack.follow(self.upper, entry, name)
         if redirect is None:
             return self.stack.find(parent.parts, name)
         return self.stack.find_redirected(parent.parts, redirect)

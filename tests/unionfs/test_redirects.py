@@ -14,7 +14,7 @@ from tests.unionfs.trees import UnionSide, open_tree
 from unionfs import xattrs
 from unionfs.changes import WritableTree
 from unionfs.errors import LayerError
-from unionfs.options import TreeOptions
+from unionfs.options import Redirects, TreeOptions
 from unionfs.redirects import Redirect, parse
 
 pytestmark = pytest.mark.usefixtures("no_umask")
@@ -265,6 +265,35 @@ def test_a_metacopy_without_contents_is_an_error_that_names_it(
     assert xattrs.set_mark(os.fsencode(tmp_path / "top/f"), b"metacopy", b"")
     with pytest.raises(LayerError, match=r"f in layer .*top is a metacopy"):
         union().node(b"f")
+
+
+def test_a_file_that_makes_no_sense_keeps_nobody_from_the_others(
+    tmp_path: Path, union: Union
+) -> None:
+    plant(tmp_path / "top", "broken", "whole")
+    assert xattrs.set_mark(os.fsencode(tmp_path / "top/broken"), b"metacopy", b"")
+    tree = union().tree
+    assert [name for name, *_ in tree.list(tree.root, 0)] == [b"whole"]
+
+
+def test_what_is_redirected_is_not_shown_without_its_lower_parts(
+    tmp_path: Path, union: Union
+) -> None:
+    """Kernel overlayfs refuses it as well: something else may be under the same name below."""
+    plant(tmp_path / "low", "d/f", "g")
+    side = union()
+    side.chmod(b"g", 0o600)
+    side.rename(b"g", b"g2")
+    side.rename(b"d", b"d2")
+    for name in ("new", "new work"):
+        (tmp_path / name).mkdir()
+    lowers = [tmp_path / "upper", tmp_path / "top", tmp_path / "low"]
+    options = TreeOptions(redirects=Redirects.NOFOLLOW)
+    tree = open_tree(lowers, tmp_path / "new", tmp_path / "new work", options)
+    for name, lower in ((b"g2", "g"), (b"d2", "d")):
+        with pytest.raises(LayerError, match=f"redirected to {lower}, and redirect_dir=nofollow"):
+            tree.lookup(tree.root, name)
+    tree.close()
 
 
 # -- hardlinks -----------------------------------------------------------------------------------
