@@ -138,7 +138,7 @@ class Difference:
         in_upper = self._upper_place(node)
         if step.is_whole:
             names = sorted(self._tree.names(node))
-            if self._covers(node):
+            if self._covers(node, path[:-1]):
                 yield _Step(path + _OPAQUE)
         elif in_upper is not None:
             layer, place = in_upper
@@ -155,19 +155,24 @@ class Difference:
         for name in names:
             child = self._tree.lookup(node, name)
             if child.kind == stat.S_IFDIR:
-                is_whole = step.is_whole or self._is_redirected(child)
+                is_whole = step.is_whole or self._is_redirected(child, path + name)
                 yield _Step(path + name + b"/", child, is_whole)
             elif child.kind != stat.S_IFSOCK:
                 yield _Step(path + name, child)
 
-    def _is_redirected(self, node: Node) -> bool:
+    def _is_redirected(self, node: Node, path: bytes) -> bool:
+        """Whether a directory shows what lower layers have elsewhere; not if it was moved back."""
         in_upper = self._upper_place(node)
-        return in_upper is not None and in_upper[0].redirect(in_upper[1]) is not None
+        redirect = in_upper[0].redirect(in_upper[1]) if in_upper is not None else None
+        if redirect is None:
+            return False
+        here = tuple(path.split(b"/"))
+        return redirect.names != (here if redirect.is_absolute else here[-1:])
 
-    def _covers(self, node: Node) -> bool:
+    def _covers(self, node: Node, path: bytes) -> bool:
         """Whether lower layers have something under a name that must not show through."""
         parent, name = next(iter(node.names))
-        if not self._is_redirected(node):
+        if not self._is_redirected(node, path):
             return False  # in a directory that covers everything
         return any(
             (entry := layer.lookup(handle, name)) is not None and entry.kind != WHITEOUT

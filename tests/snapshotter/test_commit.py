@@ -8,6 +8,7 @@ import os
 import stat
 import tarfile
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.snapshotter.helpers import (
     with_layer,
 )
 from unionfs.errors import LayerError
+from unionfs.opening import open_union
 
 WHEN = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 
@@ -230,3 +232,15 @@ def test_a_commit_costs_what_changed(store: Store) -> None:
     commit(store, container, created=WHEN)
     # A merge of the base would take many times as long; a busy disk may take its share.
     assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.root
+def test_a_directory_that_was_moved_and_moved_back_is_not_copied(store: Store) -> None:
+    image = small_image(store, None, f=b"f")
+    container = new_container(store, image)
+    places = (os.fsencode(container.upper), os.fsencode(container.work))
+    with closing(open_union(store.lowers(container, image), *places)) as tree:
+        tree.rename((tree.root, b"bin"), (tree.root, b"elsewhere"))
+        tree.rename((tree.root, b"elsewhere"), (tree.root, b"bin"))
+    layer = commit(store, container).layers[-1]
+    assert store.layers.require([layer.diff_id])[0].entries == 1
