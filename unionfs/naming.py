@@ -32,10 +32,11 @@ class NamingTree(CopyUpTree):
     def create(self, parent: Node, name: bytes, mode: int, owner: Owner) -> Node:
         """Make a regular file. The umask is the caller's business."""
         opened: list[int] = []
+        host_mode = self.writable().ownership.host_mode(stat.S_IFREG | stat.S_IMODE(mode))
 
         def make(fd: int, new: bytes) -> None:
             flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-            opened.append(os.open(new, flags, stat.S_IMODE(mode), dir_fd=fd))
+            opened.append(os.open(new, flags, host_mode, dir_fd=fd))
 
         try:
             node = self._add(parent, name, stat.S_IFREG | stat.S_IMODE(mode), owner, make)
@@ -49,9 +50,10 @@ class NamingTree(CopyUpTree):
     def mkdir(self, parent: Node, name: bytes, mode: int, owner: Owner) -> Node:
         """Make a directory; it hides what lower layers have under its name."""
         upper = self.writable()
+        host_mode = upper.ownership.host_mode(stat.S_IFDIR | stat.S_IMODE(mode))
 
         def make(fd: int, new: bytes) -> None:
-            os.mkdir(new, stat.S_IMODE(mode), dir_fd=fd)
+            os.mkdir(new, host_mode, dir_fd=fd)
             if self._lower_directory(parent, name):
                 place = Place(None, new)
                 place.fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
@@ -111,6 +113,7 @@ class NamingTree(CopyUpTree):
         takes_steps = (
             owner != (os.geteuid(), os.getegid())
             or bool(mode & (stat.S_ISUID | stat.S_ISGID))
+            or upper.ownership.host_mode(mode) != stat.S_IMODE(mode)
             or stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
         )
         aside = takes_steps or self._is_covered(parent, name)
@@ -126,9 +129,10 @@ class NamingTree(CopyUpTree):
         if owner != (found.uid, found.gid):
             self._give_new(spot, owner, found)
         bits = mode & (stat.S_ISUID | stat.S_ISGID)
-        if bits and not stat.S_ISLNK(mode):
+        added = upper.ownership.host_mode(mode) & ~mode
+        if (bits or added) and not stat.S_ISLNK(mode):
             # the other bits are those that the default ACL of the directory has made of ``mode``
-            upper.ownership.chmod(spot, upper.stat(spot).mode | bits)
+            upper.ownership.chmod(spot, upper.stat(spot).mode & ~added | bits)
 
     def _give_new(self, spot: Spot, owner: Owner, found: Attributes) -> None:
         try:

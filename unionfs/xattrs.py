@@ -9,6 +9,7 @@ mounts").
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -64,8 +65,9 @@ def marks(path: bytes | int, *, follow: bool = False) -> dict[bytes, bytes]:
     for prefix in MARKS:
         for stored in names:
             if stored.startswith(prefix) and not stored.startswith(prefix + _ESCAPE):
-                value = os.getxattr(path, stored, follow_symlinks=follow)
-                found[stored[len(prefix) :]] = value
+                with contextlib.suppress(PermissionError):  # a lower file we may not read
+                    value = os.getxattr(path, stored, follow_symlinks=follow)
+                    found[stored[len(prefix) :]] = value
     return found
 
 

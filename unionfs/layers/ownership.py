@@ -1,7 +1,9 @@
 """How the upper keeps owner, mode and type of a file: on the host, or in an xattr beside it.
 
 Where the host refuses, because lamina runs without the privilege, the xattr of
-:mod:`unionfs.overrides` says what is meant. Symlinks and special files take no such xattr: they
+:mod:`unionfs.overrides` says what is meant. So it does for a mode that would keep lamina itself
+from a file or directory: the host's owner keeps read and write (and search), or else the union's
+own xattrs could be neither written nor read. Symlinks and special files take no such xattr: they
 have what the host says.
 """
 
@@ -53,14 +55,23 @@ class Ownership:
         uid, gid = uid if owner.uid == -1 else owner.uid, gid if owner.gid == -1 else owner.gid
         self._write(spot, self._now(info, override)._replace(uid=uid, gid=gid))
 
+    def host_mode(self, mode: int) -> int:
+        """The permission bits that a file of this type and mode has on the host."""
+        if self._always or not self._can_override(mode):
+            return stat.S_IMODE(mode)
+        return stat.S_IMODE(mode) | (0o700 if stat.S_ISDIR(mode) else 0o600)
+
     def chmod(self, spot: Spot, mode: int) -> None:
         """Set permission bits."""
         info = spot.stat()
+        mode = stat.S_IMODE(mode)
         override = self._read(spot, info.st_mode)
         if override is None and not (self._always and self._can_override(info.st_mode)):
-            os.chmod(spot.name, stat.S_IMODE(mode), dir_fd=spot.dir_fd)
-            return
-        self._write(spot, self._now(info, override)._replace(mode=stat.S_IMODE(mode)))
+            kept = self.host_mode(stat.S_IFMT(info.st_mode) | mode)
+            os.chmod(spot.name, kept, dir_fd=spot.dir_fd)
+            if kept == mode:
+                return
+        self._write(spot, self._now(info, override)._replace(mode=mode))
 
     def mknod(self, directory_fd: int, name: bytes, mode: int, rdev: int) -> None:
         """Make a file of any type, if need be one that stands for a device."""

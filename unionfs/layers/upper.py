@@ -66,6 +66,7 @@ class Upper(DirectoryLayer):
         try:
             self._check(work, base)
             self.work_fd = self._open_work(base)
+            self._choose_ownership(override)
             self._aufs = self._choose_dialect(aufs)
             self._open_links(base)
         except BaseException:
