@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 _COMMANDS = {
     "commit": (".commands.commit:commit", "Create a new image from a container's changes"),
     "container": (".commands.groups:container", "Manage containers"),
+    "diff": (".commands.diff:diff", "Show what a container has changed"),
+    "export": (".commands.export:export", "Write a container's filesystem to a tar archive"),
     "history": (".commands.history:history", "Show the history of an image"),
     "image": (".commands.groups:image", "Manage images"),
     "images": (".commands.images:images", "List images"),

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from unionfs.opening import open_finished
 from unionfs.reading import ReadableTree
 
 from . import compression, digest, dockerfile, models, platforms
 from .diff import Difference, root_has_changed
+from .export import Flattened
 from .progress import Counted, Progress, Readable
 from .reference import Reference
 from .store import Container, ContainerConfig, Image, NewImage, Store
+from .views import View, container_view
 
 _INHERITED = ("architecture", "os", "variant", "os.version", "os.features")
 """What a committed image has from its base besides layers, history and configuration."""
@@ -71,22 +70,26 @@ def commit(
     changes: Sequence[str] = (),
     created: datetime | None = None,
     clamp: int | None = None,
+    squash: bool = False,
 ) -> Image:
     """Make an image of a container: its image and one layer with what it changed.
 
     Only the container's upper is read, and what it refers to, whatever the size of the image;
-    without changes the new image has no new layer. ``clamp`` is the latest time a file may have, in
-    seconds since the epoch. Raises as :func:`import_rootfs` does, and ``NoSuchImage``.
+    without changes the new image has no new layer. With ``squash`` it has a single layer that holds
+    everything the container shows, no parent, and a history that says so. ``clamp`` is the latest
+    time a file may have, in seconds since the epoch. Raises as :func:`import_rootfs` does, and
+    ``NoSuchImage``.
     """
     references = _references(reference)
     base = store.image(container.image)
     document = msgspec.json.decode(base.config_bytes, type=dict[str, Any])
     config = dockerfile.apply(changes, _container_config(document, container.config))
     with store.session() as session:
-        diff_ids = [layer.diff_id for layer in base.layers]
-        with closing(_open(store, container, base)) as tree:
-            changed = root_has_changed(tree, container.pristine)
-            layer = session.add_layer(Difference(tree, clamp=clamp, with_root=changed))
+        with container_view(store, container) as view:
+            layer = session.add_layer(
+                _whole(view, container, clamp) if squash else _difference(view, container, clamp)
+            )
+        below = [] if squash else [known.diff_id for known in base.layers]
         empty = layer.diff_id == digest.EMPTY_TAR
         moment = models.format_time(created if created is not None else datetime.now(UTC))
         history = models.History(
@@ -100,12 +103,35 @@ def commit(
             **{key: document[key] for key in _INHERITED if key in document},
             "created": moment,
             "config": config,
-            "rootfs": models.RootFS(diff_ids=diff_ids if empty else [*diff_ids, layer.diff_id]),
-            "history": [*(document.get("history") or []), history],
+            "rootfs": models.RootFS(diff_ids=below if empty else [*below, layer.diff_id]),
+            "history": [*_history(document, squash=squash), history],
         }
         if author:
             new["author"] = author
-        return session.add_images([NewImage(models.encode(new), references, base.id)])[0]
+        parent = None if squash else base.id
+        return session.add_images([NewImage(models.encode(new), references, parent)])[0]
+
+
+def _difference(view: View, container: Container, clamp: int | None) -> Readable:
+    """The layer of what a container has changed."""
+    changed = root_has_changed(view.tree, container.pristine)
+    return Difference(view.tree, clamp=clamp, with_root=changed)
+
+
+def _whole(view: View, container: Container, clamp: int | None) -> Readable:
+    """The layer of everything that a container shows."""
+    if root_has_changed(view.tree, container.pristine):
+        return Flattened(view, clamp=clamp, root=view.tree.root)
+    # The upper's root is as old as the container, and without privileges its owner is another.
+    root = ReadableTree(view.tree.lowers[1:]).root
+    known = view.shows(root) and view.has_attributes(root)
+    return Flattened(view, clamp=clamp, root=root if known else None)
+
+
+def _history(document: dict[str, Any], *, squash: bool) -> list[dict[str, Any]]:
+    """What made the image below; of a squashed image none of it is a layer any more."""
+    entries: list[dict[str, Any]] = document.get("history") or []
+    return [{**entry, "empty_layer": True} for entry in entries] if squash else entries
 
 
 def _references(text: str | None) -> tuple[Reference, ...]:
@@ -133,8 +159,3 @@ def _container_config(document: dict[str, Any], container: ContainerConfig) -> d
         if value:
             config[key] = value
     return config
-
-
-def _open(store: Store, container: Container, base: Image) -> ReadableTree:
-    places = (os.fsencode(container.upper), os.fsencode(container.work))
-    return open_finished(*places, store.lowers(container, base))

@@ -19,6 +19,8 @@ _IMAGE_COMMANDS = {
 
 _CONTAINER_COMMANDS = {
     "commit": (".commands.commit:commit", "Create a new image from a container's changes"),
+    "diff": (".commands.diff:diff", "Show what a container has changed"),
+    "export": (".commands.export:export", "Write a container's filesystem to a tar archive"),
     "inspect": (".commands.inspect:inspect_containers", "Show everything about containers"),
     "ls": (".commands.ps:ps", "List containers"),
     "rm": (".commands.rm:rm", "Remove containers"),
