@@ -1,7 +1,8 @@
-"""Reading archives in whatever form they come: plain, gzip, zstd, bzip2 or xz.
+"""Compressed archives: read plain, gzip, zstd, bzip2 or xz; written gzip or zstd.
 
-The first two are what layers come in and are read by :mod:`unionfs.pack`; the others Docker reads
-too in ``import`` and ``load``.
+Layers come plain, as gzip or as zstd, which :mod:`unionfs.pack` reads; the others Docker reads too
+in ``import`` and ``load``. The layers this program compresses are the same bytes on every machine,
+so their digests can be relied on; whole archives are compressed as fast as possible.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import bz2
 import lzma
 import re
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, Protocol
 
 from unionfs.errors import LayerError
 from unionfs.pack import decompress
@@ -18,6 +21,17 @@ from .progress import Readable
 
 PIECE = 1 << 18
 """Compressed bytes read at once."""
+
+_LEVEL = 3
+_LIBRARY = "zlib-ng" if "zlib-ng" in zlib.ZLIB_RUNTIME_VERSION else "zlib"
+RECIPE = f"gzip-{_LEVEL}-{_LIBRARY}"
+"""What :func:`compress_layer` does: zlib and zlib-ng differ, releases of one of them do not."""
+
+_GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+"""No name, no time, no operating system (RFC 1952, 2.3)."""
+
+_ARCHIVE_LEVELS = {"gzip": 2, "zstd": 3}
+"""The level of isal and of zstd for whole archives."""
 
 _HEAD = 10
 _XZ = b"\xfd7zXZ\x00"
@@ -37,6 +51,17 @@ def is_compressed(head: bytes) -> bool:
     if head.startswith(_OTHER_MAGICS) or _BZIP2.match(head):
         return True
     return head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+
+
+def kind(head: bytes) -> str:
+    """How data that begins so is compressed, if as layers should be: gzip, zstd, or else empty."""
+    if head.startswith(_OTHER_MAGICS[0]):
+        return "gzip"
+    return "zstd" if is_compressed(head) and not _is_rare(head) else ""
+
+
+def _is_rare(head: bytes) -> bool:
+    return head.startswith(_XZ) or _BZIP2.match(head) is not None
 
 
 def plain(stream: Readable) -> Readable:
@@ -111,3 +136,54 @@ class _Members:
             self._input = b""
             if data:
                 return data
+
+
+def compress_layer(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The gzip form of a layer, always the same bytes for the same layer and :data:`RECIPE`."""
+    deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    check = size = 0
+    yield _GZIP_HEAD
+    for piece in pieces:
+        check = zlib.crc32(piece, check)
+        size += len(piece)
+        if data := deflate.compress(piece):
+            yield data
+    yield deflate.flush() + check.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+class Compressed:
+    """A stream to write to, whose compressed bytes go to another; ``finish`` must be called."""
+
+    def __init__(self, out: BinaryIO, form: str) -> None:
+        """``form`` is gzip or zstd."""
+        self._out = out
+        self._compressor = _compressor(form)
+
+    def write(self, data: bytes) -> int:
+        """Compress and write all of ``data``."""
+        if compressed := self._compressor.compress(data):
+            self._out.write(compressed)
+        return len(data)
+
+    def finish(self) -> None:
+        """Write what the compressor holds back. The other stream stays open."""
+        self._out.write(self._compressor.flush())
+
+
+def _compressor(form: str) -> _Compressor:
+    # Neither is needed by most commands.
+    if form == "gzip":
+        from isal import isal_zlib  # noqa: PLC0415
+
+        fast: _Compressor = isal_zlib.compressobj(
+            _ARCHIVE_LEVELS[form], isal_zlib.DEFLATED, 16 + isal_zlib.MAX_WBITS
+        )
+        return fast
+    from backports import zstd  # noqa: PLC0415
+
+    return zstd.ZstdCompressor(level=_ARCHIVE_LEVELS[form])

@@ -1,19 +1,23 @@
 """What an image archive holds, taken in while it passes by.
 
-A layer becomes a pack of the store at once, whoever may refer to it; documents are kept. Then the
-members can be asked for by name, links followed.
+A layer becomes a pack of the store at once, whoever may refer to it; documents are kept, and so are
+the bytes of compressed layers in an OCI layout, whose digests a manifest may name. Then the members
+can be asked for by name, links followed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from unionfs.errors import LayerError, UnionError
 
 from .. import compression, digest, models
 from ..errors import ArchiveError
 from ..progress import Counted, Progress, Readable
-from ..store import Session, Store
+from ..store import Blob, NewBlob, Session, Store
 from .members import Member, normalise
 
 DOCUMENTS_MAX = 256 << 20
@@ -37,6 +41,9 @@ class Contents:
         self._documents_size = 0
         self._layers: dict[str, str] = {}
         self._blobs: dict[str, tuple[str, int]] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._new_blobs: dict[str, NewBlob] = {}
+        self._copies = 0
         self._links: dict[str, str] = {}
         self._problems: dict[str, UnionError] = {}
 
@@ -46,6 +53,7 @@ class Contents:
         self._documents.pop(name, None)
         self._layers.pop(name, None)
         self._blobs.pop(name, None)
+        self._kept.pop(name, None)
         self._links.pop(name, None)
         self._problems.pop(name, None)
         if member.target is not None:
@@ -66,39 +74,86 @@ class Contents:
         self._documents[name] = data
         self._blobs[name] = (digest.of(data), len(data))
 
-    def _take_layer(self, member: Member, content: Readable, compressed: bool) -> None:
+    def _take_layer(self, member: Member, content: compression.Prefixed, compressed: bool) -> None:
         """Make a pack of a layer; what is wrong with it matters only if an image has it."""
         name, size = member.name, member.size
+        form = compression.kind(content.peek(_HEAD))
+        stream: Readable = content
         if self._progress is not None:
-            content = Counted(content, self._progress, _label(name), "Loading layer", size)
-        known = None if compressed else self._known_layer(name)
+            stream = Counted(stream, self._progress, _label(name), "Loading layer", size)
+        known = self._known_layer(name, compressed)
+        copy = self._new_copy() if compressed and known is None and name.startswith(BLOBS) else None
         # The digest of a plain layer is its diff_id, which is computed on the way in.
-        hashed = _Hashed(content) if compressed or known is not None else None
-        stream = hashed if hashed is not None else content
-        diff_id = known
-        if diff_id is None:
-            try:
-                diff_id = self._session.add_layer(compression.plain(stream)).diff_id
-            except LayerError as error:
-                self._problems[name] = error
-        while stream.read(_PIECE):
+        hashed = _Hashed(stream, copy) if compressed or known is not None else None
+        diff_id = known or self._ingest(name, hashed or stream)
+        while (hashed or stream).read(_PIECE):
             pass
-        found = hashed.digest() if hashed is not None else diff_id
+        found = hashed.close() if hashed is not None else diff_id
         if found is not None:
             self._blobs[name] = (found, size)
         if diff_id is not None:
             self._layers[name] = diff_id
+            if copy is not None:
+                self._kept[name] = _Kept(copy, form)
 
-    def _known_layer(self, name: str) -> str | None:
-        """The layer of the store that a plain blob of this name must be; its digest will tell."""
+    def _ingest(self, name: str, stream: Readable) -> str | None:
+        try:
+            return self._session.add_layer(compression.plain(stream)).diff_id
+        except LayerError as error:
+            self._problems[name] = error
+            return None
+
+    def _new_copy(self) -> Path:
+        """A file for a compressed layer; the session's directory goes with what is not needed."""
+        self._copies += 1
+        return self._session.directory / f"blob-{self._copies}"
+
+    def _known_layer(self, name: str, compressed: bool) -> str | None:
+        """The layer of the store that a blob of this name must be; its digest will tell."""
         candidate = digest.PREFIX + name.removeprefix(BLOBS)
         if not name.startswith(BLOBS) or not digest.is_valid(candidate):
             return None
+        if compressed:
+            blob = self._store.blobs.get(candidate)
+            return blob.diff_id if blob is not None else None
         return candidate if self._store.layers.get(candidate) is not None else None
+
+    def kept(self, descriptor: models.Descriptor) -> NewBlob | None:
+        """The compressed layer of a descriptor, for the store; None if it has that, or it is plain.
+
+        The descriptor must have been checked by :meth:`blob`.
+        """
+        member = self._resolve(BLOBS + digest.hexadecimal(descriptor.digest))
+        if member in self._new_blobs:
+            return self._new_blobs[member]
+        kept, diff_id = self._kept.get(member), self._layers.get(member)
+        if kept is None or diff_id is None:
+            return None
+        media_type = f"{models.OCI_LAYER}+{kept.form}" if kept.form else descriptor.media_type
+        recipe = compression.RECIPE if self._can_be_made(diff_id, kept.path) else None
+        blob = Blob(descriptor.digest, diff_id, descriptor.size, media_type, recipe)
+        self._new_blobs[member] = NewBlob(blob, kept.path if recipe is None else None)
+        return self._new_blobs[member]
+
+    def _can_be_made(self, diff_id: str, path: Path) -> bool:
+        """Whether compressing the layer gives the bytes of this file; others soon differ."""
+        with path.open("rb") as stream:
+            for piece in compression.compress_layer(self._store.layers.rebuilt(diff_id)):
+                if stream.read(len(piece)) != piece:
+                    return False
+            return not stream.read(1)
 
     def has_document(self, name: str) -> bool:
         """Whether there is a JSON document with this name."""
         return self._resolve(name) in self._documents
+
+    def has_compressed(self) -> bool:
+        """Whether a manifest may name layers by other digests than their diff_ids."""
+        return any(
+            digest.PREFIX + name.removeprefix(BLOBS) != diff_id
+            for name, diff_id in self._layers.items()
+            if name.startswith(BLOBS)
+        )
 
     def document(self, name: str) -> bytes:
         """The JSON document with this name. Raises :class:`ArchiveError` if there is none."""
@@ -166,18 +221,32 @@ def _label(name: str) -> str:
     return (directory if last == "layer.tar" else last)[:12]
 
 
-class _Hashed:
-    """A stream that computes the digest of what is read."""
+class _Kept(NamedTuple):
+    """The file with a compressed layer, and whether it is gzip, zstd or (empty) else."""
 
-    def __init__(self, stream: Readable) -> None:
+    path: Path
+    form: str
+
+
+class _Hashed:
+    """A stream that computes the digest of what is read, and may write it to a file as well."""
+
+    def __init__(self, stream: Readable, copy: Path | None) -> None:
         self._stream = stream
         self._hash = hashlib.sha256()
+        self._copy: BinaryIO | None = copy.open("wb") if copy is not None else None
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._stream.read(size)
         self._hash.update(data)
+        if self._copy is not None:
+            self._copy.write(data)
         return data
 
-    def digest(self) -> str:
-        """The digest of all that was read."""
+    def close(self) -> str:
+        """The digest of all that was read; the file is on the disk. The other stream stays open."""
+        if self._copy is not None:
+            with self._copy:
+                self._copy.flush()
+                os.fsync(self._copy.fileno())
         return digest.text(self._hash.digest())

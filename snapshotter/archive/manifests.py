@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from .. import models
 from ..errors import ArchiveError, InvalidReference
 from ..platforms import native
 from ..reference import Reference
-from ..store import NewImage
+from ..store import Manifest, NewImage
 from .contents import Contents
 
 _DEPTH_MAX = 4
@@ -29,9 +30,13 @@ def described(contents: Contents) -> list[NewImage]:
         entries = models.decode(
             contents.document("manifest.json"), list[models.ArchiveImage], "manifest.json"
         )
-        return [_docker_image(contents, entry) for entry in entries]
+        images = [_docker_image(contents, entry) for entry in entries]
+        return _with_manifests(contents, images)
     if contents.has_document("index.json"):
-        return _layout_images(contents)
+        images = _layout_images(contents)
+        if not images:
+            raise ArchiveError(f"the archive has no image for {'/'.join(native())}")
+        return images
     raise ArchiveError(
         "not an image archive: it has neither manifest.json nor index.json (a root filesystem is "
         "read by import)"
@@ -61,20 +66,36 @@ def _check(config: bytes, layers: list[str], what: str) -> None:
             raise ArchiveError(f"invalid diffID: {what} expects layer {wanted}, but got {found}")
 
 
+def _with_manifests(contents: Contents, images: list[NewImage]) -> list[NewImage]:
+    """Images of a Docker archive that is a layout as well, with their manifests.
+
+    Without compressed layers there is nothing in these that is not in the configuration.
+    """
+    if not contents.has_document("index.json") or not contents.has_compressed():
+        return images
+    found = {image.config: image for image in _layout_images(contents)}
+    return [
+        replace(image, manifest=known.manifest, blobs=known.blobs)
+        if (known := found.get(image.config)) is not None
+        else image
+        for image in images
+    ]
+
+
 def _layout_images(contents: Contents) -> list[NewImage]:
     layout = models.decode(contents.document("oci-layout"), dict[str, Any], "oci-layout")
     version = layout.get("imageLayoutVersion")
     if version != "1.0.0":
         raise ArchiveError(f"oci-layout: version {version!r} is not supported, 1.0.0 is")
     index = _index(contents.document("index.json"), "index.json")
-    images: dict[bytes, list[Reference]] = {}
+    images: dict[bytes, NewImage] = {}
     for descriptor in index.manifests:
-        references = _references(descriptor)
-        for config in _configs(contents, descriptor, 0):
-            images.setdefault(config, []).extend(references)
-    if not images:
-        raise ArchiveError(f"the archive has no image for {'/'.join(native())}")
-    return [NewImage(config, tuple(names)) for config, names in images.items()]
+        references = tuple(_references(descriptor))
+        for image in _images(contents, descriptor, 0):
+            known = images.get(image.config, image)
+            names = tuple(dict.fromkeys((*known.references, *references)))
+            images[image.config] = replace(known, references=names)
+    return list(images.values())
 
 
 def _references(descriptor: models.Descriptor) -> list[Reference]:
@@ -89,18 +110,18 @@ def _references(descriptor: models.Descriptor) -> list[Reference]:
         raise ArchiveError(f"index.json: {name}: {error}") from error
 
 
-def _configs(contents: Contents, descriptor: models.Descriptor, depth: int) -> Iterator[bytes]:
-    """The configuration of the image a descriptor stands for; none for what is not an image."""
+def _images(contents: Contents, descriptor: models.Descriptor, depth: int) -> Iterator[NewImage]:
+    """The image a descriptor stands for, without a name; none for what is not an image."""
     if depth > _DEPTH_MAX:
         raise ArchiveError(f"index {descriptor.digest} is nested too deeply")
     if descriptor.media_type in _MANIFESTS:
-        config = _manifest_config(contents, descriptor)
-        if config is not None:
-            yield config
+        image = _manifest_image(contents, descriptor)
+        if image is not None:
+            yield image
     elif descriptor.media_type in _INDEXES:
         data = contents.document(contents.blob(descriptor))
         for nested in _index(data, descriptor.digest).manifests:
-            found = list(_configs(contents, nested, depth + 1)) if _suits(nested) else []
+            found = list(_images(contents, nested, depth + 1)) if _suits(nested) else []
             if found:
                 yield found[0]
                 return
@@ -114,8 +135,8 @@ def _suits(descriptor: models.Descriptor) -> bool:
     return wanted is None or (wanted.os, wanted.architecture) == native()
 
 
-def _manifest_config(contents: Contents, descriptor: models.Descriptor) -> bytes | None:
-    """The configuration a manifest points to, layers checked; None if it is not an image's."""
+def _manifest_image(contents: Contents, descriptor: models.Descriptor) -> NewImage | None:
+    """The image of a manifest, layers checked; None if it is not an image's."""
     data = contents.document(contents.blob(descriptor))
     what = f"manifest {descriptor.digest}"
     _refuse_confusion(data, descriptor.media_type, what)
@@ -125,7 +146,8 @@ def _manifest_config(contents: Contents, descriptor: models.Descriptor) -> bytes
     config = contents.document(contents.blob(manifest.config))
     layers = [contents.layer(contents.blob(layer)) for layer in manifest.layers]
     _check(config, layers, f"config {manifest.config.digest}")
-    return config
+    blobs = tuple(filter(None, (contents.kept(layer) for layer in manifest.layers)))
+    return NewImage(config, manifest=Manifest(descriptor.media_type, data), blobs=blobs)
 
 
 def _index(data: bytes, what: str) -> models.Index:

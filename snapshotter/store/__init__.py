@@ -3,6 +3,7 @@
 =================  =============================================================================
 ``lamina.db``      what there is: see :mod:`.database`
 ``layers/``        packs of layers (``<diff_id>.pack``), merged indexes (``<chain ID>.merged``)
+``blobs/``         compressed layers that only here can be had: see :mod:`.blobs`
 ``containers/``    one directory for each container
 ``snapshots/``     one directory for each snapshot that is not committed
 ``tmp/``, ``lock`` work in progress, and who may remove what: see :mod:`.locks`
@@ -25,8 +26,9 @@ from types import TracebackType
 from ..errors import NoSuchImage, StoreError
 from ..progress import Readable
 from ..reference import Reference
+from .blobs import Blob, Blobs, Manifest, NewBlob
 from .containers import Container, ContainerConfig, Containers, hold
-from .database import Database
+from .database import FORMAT, Database
 from .images import Deleted, Image, Images, LayerInfo, NewImage, Untagged
 from .layers import Layers, RootAttributes, StoredLayer
 from .locks import locked, workspace
@@ -34,11 +36,14 @@ from .snapshots import Snapshot, SnapshotKind, Snapshots, SnapshotUsage
 from .sweeping import is_due, sweep
 
 __all__ = [
+    "Blob",
     "Container",
     "ContainerConfig",
     "Deleted",
     "Image",
     "LayerInfo",
+    "Manifest",
+    "NewBlob",
     "NewImage",
     "RootAttributes",
     "Session",
@@ -50,7 +55,7 @@ __all__ = [
     "Untagged",
 ]
 
-_ROOMS = ("layers", "containers", "snapshots", "tmp")
+_ROOMS = ("layers", "blobs", "containers", "snapshots", "tmp")
 _DATABASE = "lamina.db"
 
 
@@ -62,7 +67,8 @@ class Store:
         self.root = root
         self._database = database
         self.layers = Layers(database, root / "layers")
-        self._images = Images(database, self.layers)
+        self.blobs = Blobs(database, self.layers, root / "blobs")
+        self._images = Images(database, self.layers, self.blobs)
         self._containers = Containers(database, root / "containers")
         self.snapshots = Snapshots(database, self.layers, root / "snapshots")
 
@@ -77,10 +83,10 @@ class Store:
             _prepare(root)
             database = Database(root / _DATABASE)
             try:
-                if database.version() == 0:
+                if database.version() < FORMAT:
                     with locked(root / "lock", exclusive=True):
                         # Another process may have been first.
-                        if database.version() == 0:
+                        if database.version() < FORMAT:
                             database.create()
                 store = cls(root, database)
                 if is_due(database, root):

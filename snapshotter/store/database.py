@@ -14,8 +14,11 @@ from typing import Any
 
 from ..errors import StoreError
 
-FORMAT = 1
-"""The version of the tables, kept in ``PRAGMA user_version``."""
+FORMAT = 2
+"""The version of the tables, kept in ``PRAGMA user_version``.
+
+Version 1 had no snapshots, blobs and manifests; they are added when such a store is opened.
+"""
 
 APPLICATION = 0x6C616D69
 """``PRAGMA application_id``: "lami"."""
@@ -26,7 +29,7 @@ PATIENCE = 60.0
 Row = tuple[Any, ...]
 
 _SCHEMA = """
-CREATE TABLE layer (
+CREATE TABLE IF NOT EXISTS layer (
     number INTEGER PRIMARY KEY AUTOINCREMENT, -- never used again for another layer
     diff_id BLOB NOT NULL UNIQUE,
     tar_size INTEGER NOT NULL,       -- bytes of the uncompressed archive
@@ -35,13 +38,13 @@ CREATE TABLE layer (
     unresolved INTEGER NOT NULL,     -- has hardlinks to files of lower layers
     complete INTEGER NOT NULL        -- can be the bottom of an image as it is
 ) STRICT;
-CREATE TABLE layer_source (          -- the pack of `layer` takes chunks from that of `source`
+CREATE TABLE IF NOT EXISTS layer_source ( -- the pack of `layer` takes chunks from `source`
     layer INTEGER NOT NULL REFERENCES layer ON DELETE CASCADE,
     source INTEGER NOT NULL,
     PRIMARY KEY (layer, source)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX layer_source_source ON layer_source (source);
-CREATE TABLE chunk (
+CREATE INDEX IF NOT EXISTS layer_source_source ON layer_source (source);
+CREATE TABLE IF NOT EXISTS chunk (
     digest BLOB PRIMARY KEY,
     layer INTEGER NOT NULL,
     offset INTEGER NOT NULL,
@@ -49,33 +52,33 @@ CREATE TABLE chunk (
     plain INTEGER NOT NULL,
     flags INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX chunk_layer ON chunk (layer);
-CREATE TABLE image (
+CREATE INDEX IF NOT EXISTS chunk_layer ON chunk (layer);
+CREATE TABLE IF NOT EXISTS image (
     id BLOB PRIMARY KEY,
     config BLOB NOT NULL,            -- the exact bytes; id is their sha256
     parent BLOB
 ) STRICT;
-CREATE TABLE image_layer (
+CREATE TABLE IF NOT EXISTS image_layer (
     image BLOB NOT NULL REFERENCES image ON DELETE CASCADE,
     position INTEGER NOT NULL,       -- 0 is the bottom
     layer INTEGER NOT NULL REFERENCES layer,
     chain BLOB NOT NULL,             -- the chain ID up to here
     PRIMARY KEY (image, position)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX image_layer_layer ON image_layer (layer);
-CREATE TABLE run (                   -- the files that serve the layers up to a chain ID
+CREATE INDEX IF NOT EXISTS image_layer_layer ON image_layer (layer);
+CREATE TABLE IF NOT EXISTS run (     -- the files that serve the layers up to a chain ID
     chain BLOB NOT NULL,
     position INTEGER NOT NULL,       -- 0 is the topmost
     file TEXT NOT NULL,
     PRIMARY KEY (chain, position)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX run_file ON run (file);
-CREATE TABLE reference (
+CREATE INDEX IF NOT EXISTS run_file ON run (file);
+CREATE TABLE IF NOT EXISTS reference (
     name TEXT PRIMARY KEY,
     image BLOB NOT NULL REFERENCES image ON DELETE CASCADE
 ) STRICT;
-CREATE INDEX reference_image ON reference (image);
-CREATE TABLE container (
+CREATE INDEX IF NOT EXISTS reference_image ON reference (image);
+CREATE TABLE IF NOT EXISTS container (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     image BLOB NOT NULL REFERENCES image,
@@ -88,8 +91,8 @@ CREATE TABLE container (
     status TEXT NOT NULL,
     pid INTEGER
 ) STRICT;
-CREATE INDEX container_image ON container (image);
-CREATE TABLE snapshot (
+CREATE INDEX IF NOT EXISTS container_image ON container (image);
+CREATE TABLE IF NOT EXISTS snapshot (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- names its directory
     name TEXT NOT NULL UNIQUE,
     kind TEXT NOT NULL,
@@ -100,8 +103,24 @@ CREATE TABLE snapshot (
     layer INTEGER REFERENCES layer,  -- of a committed one
     chain BLOB                       -- the chain ID up to there
 ) STRICT;
-CREATE INDEX snapshot_parent ON snapshot (parent);
-CREATE INDEX snapshot_layer ON snapshot (layer);
+CREATE INDEX IF NOT EXISTS snapshot_parent ON snapshot (parent);
+CREATE INDEX IF NOT EXISTS snapshot_layer ON snapshot (layer);
+CREATE TABLE IF NOT EXISTS blob (    -- a compressed form in which a layer came or goes
+    digest BLOB PRIMARY KEY,
+    layer INTEGER NOT NULL REFERENCES layer ON DELETE CASCADE,
+    size INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    recipe TEXT                      -- how it is made of the layer; null: there is a file
+) STRICT;
+CREATE INDEX IF NOT EXISTS blob_layer ON blob (layer);
+CREATE TABLE IF NOT EXISTS manifest ( -- as which an image came; the last one counts
+    digest BLOB NOT NULL,
+    image BLOB NOT NULL REFERENCES image ON DELETE CASCADE,
+    media_type TEXT NOT NULL,
+    content BLOB NOT NULL,           -- the exact bytes; digest is their sha256
+    PRIMARY KEY (digest, image)
+) STRICT;
+CREATE INDEX IF NOT EXISTS manifest_image ON manifest (image);
 """
 
 
@@ -142,7 +161,10 @@ class Database:
         return int(version)
 
     def create(self) -> None:
-        """Make the tables, all or none. The caller keeps other processes from doing the same."""
+        """Make the tables that are missing, all or none.
+
+        The caller keeps other processes from doing the same.
+        """
         self.run("PRAGMA journal_mode = WAL")
         with self.transaction():
             for statement in _SCHEMA.split(";\n"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import digest, models
 from ..errors import AmbiguousId, Conflict, InvalidReference, NoSuchImage
 from ..reference import Reference
+from .blobs import Blobs, Manifest, NewBlob
 from .database import Database, Row
 from .layers import Layers
 
@@ -65,11 +66,16 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """An image to be added: configuration bytes, and the names it gets."""
+    """An image to be added: configuration bytes, and the names it gets.
+
+    ``manifest`` and ``blobs`` are the manifest it comes with and the compressed layers of that.
+    """
 
     config: bytes
     references: tuple[Reference, ...] = ()
     parent: str | None = None
+    manifest: Manifest | None = None
+    blobs: tuple[NewBlob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +101,10 @@ class Deleted:
 class Images:
     """The images of one store."""
 
-    def __init__(self, database: Database, layers: Layers) -> None:
+    def __init__(self, database: Database, layers: Layers, blobs: Blobs) -> None:
         self._database = database
         self._layers = layers
+        self._blobs = blobs
 
     def all(self) -> list[Image]:
         """All images, newest first."""
@@ -204,6 +211,9 @@ class Images:
                     )
                 ],
             )
+        self._blobs.publish(image.blobs)
+        if image.manifest is not None:
+            self._blobs.keep_manifest(image_id, image.manifest)
         self._name(image_id, image.references)
 
     def _name(self, image_id: bytes, references: Iterable[Reference]) -> None:

@@ -9,9 +9,10 @@ so a merged index can be named after the chain ID of its top layer.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -129,6 +130,21 @@ class Layers:
     def file(self, name: str) -> Path:
         """The file of a run."""
         return self._directory / name
+
+    def rebuilt(self, diff_id: str) -> Iterator[bytes]:
+        """The exact archive a layer came as, in pieces; at its end it is known to be that.
+
+        Raises :class:`unionfs.errors.PackError` for damage, :class:`StoreError` if it is another.
+        """
+        from unionfs.pack import Pack, rebuild  # noqa: PLC0415
+
+        check = hashlib.sha256()
+        with Pack(self.path(diff_id)) as pack:
+            for piece in rebuild(pack):
+                check.update(piece)
+                yield piece
+        if digest.text(check.digest()) != diff_id:
+            raise StoreError(f"layer {diff_id} is damaged: what is stored of it is another archive")
 
     def add(self, tar: Readable, workspace: Path) -> StoredLayer:
         """Take in one layer, an uncompressed tar stream read to its end.

@@ -55,7 +55,7 @@ def sweep(database: Database, root: Path) -> bool:
         (root / "tmp" / "sweep").mkdir(exist_ok=True)
         with database.transaction():
             _forget(database)
-        _remove_files(database, root / "layers")
+        _remove_files(database, root)
         _remove_unknown(root / "containers", database.rows("SELECT id FROM container"))
         _remove_unknown(root / "snapshots", database.rows("SELECT number FROM snapshot"))
         for left in sorted((root / "tmp").iterdir()):
@@ -73,13 +73,24 @@ def _forget(database: Database) -> None:
     database.run(f"DELETE {_UNUSED_RUNS}")
 
 
-def _remove_files(database: Database, directory: Path) -> None:
-    """Remove the packs and merged indexes that no row mentions."""
-    known = {f"{diff_id.hex()}.pack" for (diff_id,) in database.rows("SELECT diff_id FROM layer")}
-    known.update(name for (name,) in database.rows("SELECT file FROM run"))
-    for path in directory.iterdir():
-        if path.name not in known:
-            path.unlink()
+def known_files(database: Database) -> set[str]:
+    """The files of layers, runs and blobs that rows mention, as ``DIRECTORY/NAME``."""
+    packs = database.rows("SELECT diff_id FROM layer")
+    blobs = database.rows("SELECT digest FROM blob WHERE recipe IS NULL")
+    return {
+        *(f"layers/{diff_id.hex()}.pack" for (diff_id,) in packs),
+        *(f"layers/{name}" for (name,) in database.rows("SELECT file FROM run")),
+        *(f"blobs/{digest.hex()}" for (digest,) in blobs),
+    }
+
+
+def _remove_files(database: Database, root: Path) -> None:
+    """Remove the files of layers, runs and blobs that no row mentions."""
+    known = known_files(database)
+    for room in ("layers", "blobs"):
+        for path in (root / room).iterdir():
+            if f"{room}/{path.name}" not in known:
+                path.unlink()
 
 
 def _remove_unknown(directory: Path, rows: list[Row]) -> None:

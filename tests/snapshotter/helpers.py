@@ -181,6 +181,11 @@ def check(store: Store) -> None:
             if name.endswith(".pack"):
                 verify(pack)
             files = files | {f"{source.hex()}.pack" for source in pack.sources}
+    blobs = {blob.digest.removeprefix("sha256:"): blob for blob in store.blobs.all()}
+    kept = {name for name, blob in blobs.items() if blob.recipe is None}
+    assert {path.name for path in (store.root / "blobs").iterdir()} == kept
+    for name, blob in blobs.items():
+        assert sha256(b"".join(store.blobs.read(blob))) == name
     containers = {container.id for container in store.containers()}
     assert {path.name for path in (store.root / "containers").iterdir()} == containers
     assert list((store.root / "tmp").iterdir()) == []
