@@ -213,7 +213,7 @@ class Difference:
         """The names that files of the layer have in lower layers only, with their parents."""
         index = self._tree.links
         if index is not None:
-            for key, _ in sorted(index.names(index.root())):
+            for key in index.all_keys():
                 identity = _identity(index.attributes(Place(index.root(), key)))
                 yield from self._late_names(identity, self._tree.links_of(key))
         for identity, links in list(self._links.items()):

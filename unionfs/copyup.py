@@ -229,12 +229,16 @@ class CopyUpTree(ReadableTree):
             metacopy=metacopy,
         )
         staged = stage(upper, draft, self.options.durability)
-        if not node.names:
-            self._keep_nameless(node, staged)
-        elif links > 1 and not node.is_directory:
-            self._index(node, staged, Record(self.link_key(node), extra=links))
-        else:
-            self._publish(node, staged)
+        try:
+            if not node.names:
+                self._keep_nameless(node, staged)
+            elif links > 1 and not node.is_directory:
+                self._index(node, staged, Record(self.link_key(node), extra=links))
+            else:
+                self._publish(node, staged)
+        except BaseException:
+            upper.discard(staged)
+            raise
         node.upper = True
         if not node.is_directory:
             self.contents.close(node)
@@ -282,17 +286,26 @@ class CopyUpTree(ReadableTree):
                 length=length,
             )
             staged = stage(upper, draft, self.options.durability)
-            if node.names:
-                parent, name = next(iter(node.names))
-                assert parent.place is not None
-                with upper.keeping_times(parent.place):
-                    os.rename(
-                        staged, name, src_dir_fd=upper.work_fd, dst_dir_fd=upper.fd(parent.place)
-                    )
-            else:
-                self._keep_nameless(node, staged)
+            try:
+                self._replace(node, staged)
+            except BaseException:
+                upper.discard(staged)
+                raise
         self.contents.close(node)
         node.parts = ()
+
+    def _replace(self, node: Node, staged: bytes) -> None:
+        upper = self.writable()
+        if not node.names:
+            self._keep_nameless(node, staged)
+            return
+        parent, name = next(iter(node.names))
+        assert parent.place is not None
+        with upper.keeping_times(parent.place):
+            os.rename(staged, name, src_dir_fd=upper.work_fd, dst_dir_fd=upper.fd(parent.place))
+        if node.pin >= 0:  # of the metacopy, from a removal that failed
+            os.close(node.pin)
+            node.pin = -1
 
     def _fill(self, node: Node, spot: Spot, found: Attributes) -> None:
         target = spot.open(os.O_RDWR)
@@ -310,11 +323,7 @@ class CopyUpTree(ReadableTree):
         """Keep a copy of a file with several names where each of them leads to it."""
         upper = self.writable()
         index = upper.index()
-        try:
-            index.add(upper.work_fd, staged, record)
-        except BaseException:
-            upper.discard(staged)
-            raise
+        index.add(upper.work_fd, staged, record)
         node.link_key, node.extra = record.key, record.extra
         info = index.spot(record.key).stat()
         self.identify(node, (info.st_dev, info.st_ino))

@@ -9,9 +9,8 @@ from typing import TypeVar
 
 from .changes import WritableTree
 from .layers import Layer
-from .layers import links as link_index
 from .layers.directory import DirectoryLayer
-from .layers.links import LinkIndex
+from .layers.links import open_index
 from .layers.packed import PackedLayer
 from .layers.shown import ShownWhiteouts
 from .layers.upper import Upper
@@ -60,10 +59,11 @@ def open_finished(upper: bytes, work: bytes, lowers: Sequence[bytes]) -> Readabl
     """
 
     def join(layers: list[Layer]) -> ReadableTree:
+        fd = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            index = LinkIndex(os.path.join(work, link_index.DIRECTORY))
-        except FileNotFoundError:
-            index = None
+            index = open_index(fd)
+        finally:
+            os.close(fd)
         return ReadableTree(layers, links=index)
 
     return _open([upper, *lowers], join)

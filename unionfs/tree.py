@@ -207,7 +207,7 @@ class Tree:
         found = layer.attributes(handle)
         identity = (found.space, found.number)
         if found.nlink > 1:
-            node = self._copied_up_link(parent, name, identity) or self._by_identity.get(identity)
+            node = self._copied_up_link(found) or self._by_identity.get(identity)
             if node is not None:
                 return self._name(node, parent, name, in_upper=False)
         node = Node(
@@ -227,20 +227,22 @@ class Tree:
 
     # -- hardlinks ---------------------------------------------------------------------------
 
-    def _copied_up_link(self, parent: Node, name: bytes, identity: tuple[int, int]) -> Node | None:
+    def _copied_up_link(self, lower: Attributes) -> Node | None:
         """The node of a lower file with several names that was copied up by another of them."""
         if self.links is None:
             return None
-        key = self._numbers.key(*identity)
+        key = self._numbers.key(lower.space, lower.number)
         place = self.links.find(key)
         if place is None:
             return None
         spot = self.links.spot(key)
         found = self.links.attributes(place)
+        if found.kind != lower.kind:
+            return None  # nothing of the index
         copied = (found.space, found.number)
         node = self._by_identity.get(copied)
         if node is None:
-            number = self._numbers.number(*identity)
+            number = self._numbers.number(lower.space, lower.number)
             above = self.upper is not None
             parts: Parts = () if above else ((self.links, place),)
             node = Node(number, found.kind, upper=above, place=None, parts=parts)

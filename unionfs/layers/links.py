@@ -14,14 +14,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from typing import NamedTuple
 
 from .. import xattrs
-from .directory import DirectoryLayer, Place, attributes_of
+from .directory import DirectoryLayer, Place
 from .spot import Spot
 
-DIRECTORY = b"links"
+_DIRECTORY = b"links"
 _RECORD = b"lamina.links"
+_KEY = re.compile(rb"[0-9a-f]{1,20}")
 
 
 class Record(NamedTuple):
@@ -36,7 +38,7 @@ class Record(NamedTuple):
 
     def names_below(self, links_on_disk: int) -> int:
         """How many names only lower layers have; the index is one of the links on disk."""
-        return self.extra if self.total is None else self.total - (links_on_disk - 1)
+        return self.extra if self.total is None else max(0, self.total - (links_on_disk - 1))
 
     def format(self) -> bytes:
         """The value of the xattr."""
@@ -56,10 +58,18 @@ def parse_record(value: bytes | None) -> Record | None:
 class LinkIndex(DirectoryLayer):
     """The directory of the index. Its files are handed out as handles of a layer, or as spots."""
 
+    def all_keys(self) -> list[bytes]:
+        """The keys of all files, sorted. Whatever else is in the directory is none of the index."""
+        return sorted(
+            name
+            for name, kind in self.names(self.root())
+            if kind != stat.S_IFDIR and _KEY.fullmatch(name)
+        )
+
     def find(self, key: bytes) -> Place | None:
         """The file of a key."""
         try:
-            os.stat(key, dir_fd=self.fd(self.root()), follow_symlinks=False)
+            self.spot(key).stat()
         except FileNotFoundError:
             return None
         return Place(self.root(), key)
@@ -92,10 +102,37 @@ class LinkIndex(DirectoryLayer):
             os.unlink(key, dir_fd=self.fd(self.root()))
 
     def sweep(self) -> None:
-        """Remove what a killed process left: files that no name of the union leads to."""
-        for name in os.listdir(self.fd(self.root())):
-            spot = self.spot(os.fsencode(name))
+        """Settle what a killed process left: counts, and files that no name leads to."""
+        for key in self.all_keys():
+            spot = self.spot(key)
             record = self.record(spot)
-            links = attributes_of(spot.stat()).nlink
-            if links == 1 and (record is None or record.names_below(links) == 0):
-                self.remove(spot.name)
+            links = spot.stat().st_nlink
+            extra = 0 if record is None else record.names_below(links)
+            if links == 1 and not extra:
+                self.remove(key)
+            elif record is not None and record.total is not None:
+                self.write_record(Record(key, extra=extra))
+
+
+def open_index(work_fd: int) -> LinkIndex | None:
+    """The index in a work directory, None where none was begun.
+
+    Raises :class:`OSError` for something else in its place; a symlink is not followed.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(_DIRECTORY, flags, dir_fd=work_fd)
+    except FileNotFoundError:
+        return None
+    try:
+        return LinkIndex(b"/proc/self/fd/%d" % fd)
+    finally:
+        os.close(fd)
+
+
+def begin_index(work_fd: int) -> LinkIndex:
+    """A new index in a work directory that has none."""
+    os.mkdir(_DIRECTORY, 0o700, dir_fd=work_fd)
+    index = open_index(work_fd)
+    assert index is not None
+    return index

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -22,11 +23,12 @@ from .. import overrides, syscalls, whiteouts, xattrs
 from ..errors import MountError, display
 from ..locks import lock_within
 from ..redirects import Redirect
-from . import links
 from .directory import DirectoryLayer, Place
-from .links import LinkIndex
+from .links import LinkIndex, begin_index, open_index
 from .ownership import Ownership
 from .spot import Spot
+
+log = logging.getLogger(__name__)
 
 _PATIENCE = 2.0
 """Seconds to wait for the daemon of a mount that has just ended to let go of the work directory."""
@@ -58,23 +60,25 @@ class Upper(DirectoryLayer):
         """
         super().__init__(path)
         self.links: LinkIndex | None = None
+        self.work_fd = -1
+        self._serial = 0
         try:
             base = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             super().close()
             raise
+        self._lock_fd = base
         try:
             self._check(work, base)
             self.work_fd = self._open_work(base)
             self._choose_ownership(override)
             self._aufs = self._choose_dialect(aufs)
-            self._open_links(base)
+            self.links = open_index(base)
+            if self.links is not None:
+                self.links.sweep()
         except BaseException:
-            os.close(base)
-            super().close()
+            self.close()
             raise
-        self._lock_fd = base
-        self._serial = 0
 
     def _check(self, work: bytes, base: int) -> None:
         if os.fstat(base).st_dev != os.fstat(self._root.fd).st_dev:
@@ -106,9 +110,12 @@ class Upper(DirectoryLayer):
         return fd
 
     def _choose_ownership(self, wanted: bytes | None) -> None:
+        found = self.ownership.name
+        if wanted == overrides.CONTAINERS and found == overrides.FUSE_OVERLAYFS:
+            return  # an older name of the same
         if wanted is not None:
             self.ownership = Ownership(wanted, always=True)
-        elif self.ownership.name is None and not syscalls.has_capability(syscalls.CAP_CHOWN):
+        elif found is None and not syscalls.has_capability(syscalls.CAP_CHOWN):
             self.ownership = Ownership(overrides.CONTAINERS, always=False)
 
     def stored_name(self, xattr: bytes) -> bytes | None:
@@ -123,19 +130,10 @@ class Upper(DirectoryLayer):
             whiteouts.make_marker(self._root.fd, whiteouts.AUFS_BASE)
         return wanted
 
-    def _open_links(self, base: int) -> None:
-        try:
-            self.links = LinkIndex(b"/proc/self/fd/%d/%s" % (base, links.DIRECTORY))
-        except FileNotFoundError:
-            return
-        self.links.sweep()
-
     def index(self) -> LinkIndex:
         """The index of hardlinks, begun if there is none."""
         if self.links is None:
-            os.mkdir(links.DIRECTORY, 0o700, dir_fd=self._lock_fd)
-            self._open_links(self._lock_fd)
-            assert self.links is not None
+            self.links = begin_index(self._lock_fd)
         return self.links
 
     # -- marks -----------------------------------------------------------------------------------
@@ -166,7 +164,8 @@ class Upper(DirectoryLayer):
         """Close every descriptor; the work directory may be used again."""
         if self.links is not None:
             self.links.close()
-        os.close(self.work_fd)
+        if self.work_fd >= 0:
+            os.close(self.work_fd)
         os.close(self._lock_fd)
         super().close()
 
@@ -337,12 +336,19 @@ class Upper(DirectoryLayer):
     def link(self, spot: Spot, directory: Place, name: bytes, *, covered: bool) -> None:
         """Give a file of the upper one more name."""
 
+        # reaching the directory may close cached descriptors
+        source_fd = None if spot.dir_fd is None else os.dup(spot.dir_fd)
+
         def make(fd: int, new: bytes) -> None:
             os.link(
-                spot.name, new, src_dir_fd=spot.dir_fd, dst_dir_fd=fd, follow_symlinks=spot.follow
+                spot.name, new, src_dir_fd=source_fd, dst_dir_fd=fd, follow_symlinks=spot.follow
             )
 
-        self.add(directory, name, make, aside=covered)
+        try:
+            self.add(directory, name, make, aside=covered)
+        finally:
+            if source_fd is not None:
+                os.close(source_fd)
 
     def make_opaque(self, directory: Place) -> None:
         """Hide what lower layers have in a directory."""
@@ -361,8 +367,15 @@ class Upper(DirectoryLayer):
         _empty(self.fd(directory))
 
     def discard(self, temporary: bytes) -> None:
-        """Remove a file, or a directory without subdirectories, from the work directory."""
-        _remove(self.work_fd, temporary)
+        """Remove a file or directory from the work directory, if it is there.
+
+        That it cannot be removed is no error of the change that is done or given up by now: the
+        next start tries again.
+        """
+        try:
+            _remove(self.work_fd, temporary)
+        except OSError as error:
+            log.warning("%s is left in the work directory: %s", display(temporary), error.strerror)
 
 
 def _empty(fd: int) -> None:
