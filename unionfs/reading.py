@@ -62,6 +62,9 @@ class ReadableTree(Tree):
 
     def names(self, node: Node) -> Iterator[bytes]:
         """Every name of a directory once, without ``.`` and ``..``."""
+        return (name for name, _ in self._kinds(node))
+
+    def _kinds(self, node: Node) -> Iterator[tuple[bytes, int]]:
         if not self.is_live(node):
             return
         settled: set[bytes] = set()
@@ -70,7 +73,7 @@ class ReadableTree(Tree):
                 if name not in settled:
                     settled.add(name)
                     if kind != WHITEOUT:
-                        yield name
+                        yield name, kind
 
     def _all_parts(self, node: Node) -> Iterator[Part]:
         if node.place is not None and self.upper is not None:
@@ -91,7 +94,7 @@ class ReadableTree(Tree):
         layer, handle = parts[-1]
         links = layer.attributes(handle).nlink
         if links < 2:  # the filesystem does not count (btrfs)
-            return sum(self.lookup(node, name).is_directory for name in list(self.names(node)))
+            return sum(kind == stat.S_IFDIR for _, kind in self._kinds(node))
         count = links - 2
         for depth in range(len(parts) - 2, -1, -1):
             layer, handle = parts[depth]

@@ -66,8 +66,6 @@ class Stack:
 
     def find_path(self, names: Sequence[bytes]) -> Found:
         """What is at a path from the root; the root itself for no names."""
-        if not names:
-            return Found(stat.S_IFDIR, self.roots)
         found = Found(stat.S_IFDIR, self.roots)
         for name in names:
             if found.kind != stat.S_IFDIR:

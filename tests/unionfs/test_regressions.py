@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.mounts import mounted
 from tests.unionfs.trees import UnionSide, open_tree
+from unionfs.layers import directory
 
 pytestmark = pytest.mark.usefixtures("no_umask")
 
@@ -47,6 +48,23 @@ def test_names_of_a_copied_up_file_stay_together_though_the_kernel_forgets_it(
     union.unlink(b"other")
     union.forget()
     assert not union.tree.root.children
+
+
+def test_counting_subdirectories_keeps_nothing(
+    low: Path, union: UnionSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On btrfs, and where a lower layer is a union itself, directories do not count theirs."""
+    for name in ("a", "b", "c/x"):
+        (low / "d" / name).mkdir(parents=True)
+    (low / "d/f").touch()
+    union.mkdir(b"d/new")
+    of_host = directory.attributes_of
+    monkeypatch.setattr(directory, "attributes_of", lambda info: of_host(info)._replace(nlink=1))
+    node = union.node(b"d")
+    union.forget()
+    node = union.node(b"d")
+    assert union.tree.attributes(node).nlink == 2 + 4
+    assert not node.children
 
 
 @pytest.mark.parametrize("name", [b"d/f", b"d/sub", b"d/link"])
