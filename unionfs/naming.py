@@ -93,13 +93,12 @@ class NamingTree(CopyUpTree):
         upper = self.writable()
         self._expect_absent(parent, name)
         self.copy_up(parent)
-        above = self.attributes(parent)
-        inherits = bool(above.mode & stat.S_ISGID)
-        if inherits:
-            owner = Owner(owner.uid, above.gid)
+        above = upper.stat(self.spot(parent))
+        owner = Owner(*self.options.owners.kept(*owner))
+        if above.mode & stat.S_ISGID:
+            owner = Owner(owner.uid, above.gid)  # the one on disk, whatever is shown
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
-        owner = Owner(*self.options.owners.kept(*owner))
 
         def make_owned(fd: int, new: bytes) -> None:
             make(fd, new)
@@ -163,7 +162,8 @@ class NamingTree(CopyUpTree):
         self.copy_up(node)
         self.copy_up(parent)
         assert parent.place is not None
-        upper.link(self.spot(node), parent.place, name, covered=self._is_covered(parent, name))
+        covered = self._is_covered(parent, name)
+        upper.link(self.spot(node), parent.place, name, covered=covered)
         info = upper.spot(parent.place, name).stat()
         self.identify(node, (info.st_dev, info.st_ino))
         node.names[parent, name] = True

@@ -16,6 +16,7 @@ from tests.unionfs.trees import OWNER, UnionSide, open_tree
 from unionfs import overrides
 from unionfs.entry import Owner
 from unionfs.options import TreeOptions
+from unionfs.owners import Owners
 
 pytestmark = pytest.mark.usefixtures("no_umask")
 
@@ -153,3 +154,52 @@ def test_an_ordinary_user_may_close_his_own_files_and_directories(base: Path, mo
         side.tree.close()
 
     as_nobody(change)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", [overrides.CONTAINERS, overrides.PRIVILEGED])
+def test_a_symlink_has_the_owner_that_the_host_says(base: Path, name: bytes) -> None:
+    """It takes no such xattr; and what it leads to is none of the union's."""
+    (base / "outside").touch(mode=0o400)
+    (base / "low/link").symlink_to(base / "outside")
+    side = open_union(base, name)
+    side.tree.chown(side.node(b"link"), 12, 34)
+    side.symlink(b"new", os.fsencode(base / "outside"))
+    side.tree.chown(side.node(b"new"), 56, -1)
+    assert shown(side, b"link")[:2] == (12, 34)
+    assert shown(side, b"new")[:2] == (56, OWNER.gid)
+    side.tree.close()
+    outside = os.stat(base / "outside")
+    assert (outside.st_uid, outside.st_gid, stat.S_IMODE(outside.st_mode)) == (*OWNER, 0o400)
+    assert os.listxattr(base / "outside") == []
+
+
+@pytest.mark.root
+def test_an_upper_goes_on_with_the_name_that_fuse_overlayfs_gave_the_xattr(base: Path) -> None:
+    """Before its version 1.14 that was another name for the same choice."""
+    for path in ("", "f"):
+        (base / "upper" / path).mkdir(exist_ok=True)
+        os.setxattr(base / "upper" / path, overrides.FUSE_OVERLAYFS, b"12:34:40750")
+    side = open_union(base, overrides.CONTAINERS)
+    assert shown(side, b"f") == (12, 34, 0o750)
+    side.chmod(b"f", 0o700)
+    side.tree.close()
+    assert os.getxattr(base / "upper/f", overrides.FUSE_OVERLAYFS).startswith(b"12:34:0700")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "owners", [Owners(squash_uid=0, squash_gid=0), Owners(gids=((5, 1005, 1),)), Owners()]
+)
+def test_a_group_is_inherited_as_it_is_and_not_as_it_is_shown(base: Path, owners: Owners) -> None:
+    (base / "low/d").mkdir()
+    os.chown(base / "low/d", 0, 5)
+    os.chmod(base / "low/d", 0o2777)
+    options = TreeOptions(owners=owners)
+    side = UnionSide(open_tree([base / "low"], base / "upper", base / "work", options))
+    side.mkdir(b"d/new")
+    side.create(b"d/new/f", b"")
+    assert shown(side, b"d/new/f")[1] == owners.shown(0, 5)[1]
+    side.tree.close()
+    assert os.stat(base / "upper/d/new/f").st_gid == 5
+    assert os.stat(base / "upper/d/new").st_mode & stat.S_ISGID

@@ -41,7 +41,7 @@ class Ownership:
         """Give a file away; -1 leaves an id as it is."""
         info = spot.stat()
         override = self._read(spot, info.st_mode)
-        if override is None and not self._always:
+        if override is None and not (self._always and self._can_override(info.st_mode)):
             try:
                 os.chown(
                     spot.name, owner.uid, owner.gid, dir_fd=spot.dir_fd, follow_symlinks=spot.follow
