@@ -8,7 +8,7 @@ whose manifests and layers are, to the byte, those that images came with.
 from __future__ import annotations
 
 from .load import Loaded, load
-from .output import atomic_output
+from .output import Writable, atomic_output
 from .save import save, save_oci, selected
 
-__all__ = ["Loaded", "atomic_output", "load", "save", "save_oci", "selected"]
+__all__ = ["Loaded", "Writable", "atomic_output", "load", "save", "save_oci", "selected"]

@@ -105,9 +105,9 @@ def test_manifests_and_layers_go_out_as_they_came_in(store: Store, form: str) ->
     assert blobs_of(saved) == blobs_of(archive)
     (descriptor,) = json.loads(saved["index.json"])["manifests"]
     assert descriptor["annotations"]["io.containerd.image.name"] == "docker.io/team/app:1"
-    assert (
-        descriptor["digest"] == json.loads(archive["index.json"] or b"")["manifests"][0]["digest"]
-    )
+    index = archive["index.json"]
+    assert isinstance(index, bytes)
+    assert descriptor["digest"] == json.loads(index)["manifests"][0]["digest"]
     assert len(kept(store)) == (0 if form in ("own", "plain") else 2)
     store.remove_image(found.image.id)
     assert kept(store) == []
