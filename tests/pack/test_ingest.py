@@ -85,7 +85,7 @@ def test_a_directory_entry_gives_new_attributes_and_keeps_what_is_inside(tmp_pat
     assert (entry.mode, b"a/b" in found) == (0o1777, True)
 
 
-def test_the_last_of_several_entries_wins_and_all_are_rebuilt(tmp_path: Path) -> None:
+def test_a29_the_last_of_several_entries_wins_and_all_are_rebuilt(tmp_path: Path) -> None:
     tar = archives.tar_of([file("a", b"one"), file("a", b"two" * 50_000), file("a", b"three")])
     with archives.pack_of(tmp_path, tar) as pack:
         verify(pack)
@@ -104,7 +104,7 @@ def test_a_hardlink_shares_one_row_with_its_target(tmp_path: Path) -> None:
     assert (new.content, new.names) == (b"y", frozenset([b"d/a"]))
 
 
-def test_the_device_0_0_is_a_device_and_no_whiteout(tmp_path: Path) -> None:
+def test_a24_the_device_0_0_is_a_device_and_no_whiteout(tmp_path: Path) -> None:
     tar = archives.tar_of([Entry("dev", tarfile.CHRTYPE)])
     with archives.pack_of(tmp_path, tar) as pack:
         assert (entry := archives.shown(pack)[b"dev"]) is not None
@@ -118,7 +118,7 @@ def test_directories_count_their_subdirectories(tmp_path: Path) -> None:
         assert (pack.inode(0).nlink, pack.inode(found[1]).nlink) == (3, 4)
 
 
-def test_the_empty_layer_is_the_one_everybody_knows(tmp_path: Path) -> None:
+def test_a30_the_empty_layer_is_the_one_everybody_knows(tmp_path: Path) -> None:
     ingested = archives.take_in(tmp_path, bytes(1024))
     assert ingested.diff_id.hex().startswith("5f70bf18a086007016e948b04aed3b82")
     assert (ingested.entries, ingested.tar_size) == (0, 1024)

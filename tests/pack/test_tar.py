@@ -139,7 +139,7 @@ def _expected(archive: tarfile.TarFile, member: tarfile.TarInfo, path: bytes) ->
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(0, 10**12))
-def test_times_are_exact_to_the_nanosecond(seconds: int, fraction: int) -> None:
+def test_a21_times_are_exact_to_the_nanosecond(seconds: int, fraction: int) -> None:
     value = f"{seconds}.{fraction:012}"
     exact = Decimal(value)
     sec, nsec = pax_time(value.encode())
@@ -201,7 +201,7 @@ _OPTIONS = [
 
 
 @pytest.mark.parametrize("options", _OPTIONS, ids=" ".join)
-def test_what_gnu_tar_packs_is_shown_as_it_was(tmp_path: Path, options: list[str]) -> None:
+def test_a28_what_gnu_tar_packs_is_shown_as_it_was(tmp_path: Path, options: list[str]) -> None:
     root = tmp_path / "root"
     root.mkdir()
     _make_tree(root)
@@ -302,7 +302,7 @@ def _shown(tmp_path: Path, tar: bytes) -> dict[bytes, Shown | None]:
         return archives.shown(pack)
 
 
-def test_a_global_header_holds_for_all_that_follow(tmp_path: Path) -> None:
+def test_a27_a_global_header_holds_for_all_that_follow(tmp_path: Path) -> None:
     tar = b"".join(
         [
             _extended((b"comment", b"x"), (b"uid", b"77"), (b"mtime", b"5.25"), kind=b"g"),
@@ -323,12 +323,12 @@ def test_a_global_header_holds_for_all_that_follow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [b"path", b"linkpath", b"size"])
-def test_a_global_header_cannot_name_all_entries(tmp_path: Path, key: bytes) -> None:
+def test_a27_a_global_header_cannot_name_all_entries(tmp_path: Path, key: bytes) -> None:
     with pytest.raises(LayerError, match="global"):
         _shown(tmp_path, _extended((key, b"1"), kind=b"g") + _header(b"a") + END)
 
 
-def test_the_size_of_an_extended_header_decides_where_the_next_header_is(tmp_path: Path) -> None:
+def test_a26_the_size_of_an_extended_header_decides_where_the_next_is(tmp_path: Path) -> None:
     inner = _header(b"not-a-file")
     tar = _extended((b"size", b"512")) + _header(b"a") + inner + _header(b"b") + END
     found = _shown(tmp_path, tar)
@@ -345,7 +345,7 @@ def test_types_without_content_have_none_whatever_their_size_says(
     assert sorted(_shown(tmp_path, tar)) == [b"", b"t", b"x"]
 
 
-def test_xattrs_come_in_two_dialects(tmp_path: Path) -> None:
+def test_a20_xattrs_come_in_two_dialects(tmp_path: Path) -> None:
     value = b"\x01\0\n=binary"
     tar = b"".join(
         [
@@ -367,7 +367,7 @@ def test_xattrs_come_in_two_dialects(tmp_path: Path) -> None:
     }
 
 
-def test_numbers_may_be_in_base_256(tmp_path: Path) -> None:
+def test_a26_numbers_may_be_in_base_256(tmp_path: Path) -> None:
     tar = _header(b"a", uid=b"\x80\0\0\0\xff\xff\xff\xfe", mtime=b"\xff" * 11 + b"\xfe") + END
     entry = _shown(tmp_path, tar)[b"a"]
     assert entry is not None
@@ -393,7 +393,7 @@ def test_a_volume_label_is_no_file(tmp_path: Path) -> None:
     assert sorted(_shown(tmp_path, _header(b"label", b"V") + _header(b"a") + END)) == [b"", b"a"]
 
 
-def test_what_follows_the_end_is_kept_but_not_read(tmp_path: Path) -> None:
+def test_a31_what_follows_the_end_is_kept_but_not_read(tmp_path: Path) -> None:
     tar = _header(b"a") + END + _header(b"b") + os.urandom(300_000)
     with archives.pack_of(tmp_path, tar) as pack:
         assert sorted(archives.shown(pack)) == [b"", b"a"]
@@ -458,7 +458,7 @@ def test_an_error_says_after_which_entry(tmp_path: Path) -> None:
         ingest(io.BytesIO(tar), tmp_path / "pack")
 
 
-def test_a_huge_hole_costs_little(tmp_path: Path) -> None:
+def test_a28_a_huge_hole_costs_little(tmp_path: Path) -> None:
     size = b"%d" % (1 << 36)
     tar = _extended((b"GNU.sparse.map", b""), (b"GNU.sparse.size", size)) + _header(b"a") + END
     with archives.pack_of(tmp_path, tar) as pack:
