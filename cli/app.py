@@ -36,6 +36,7 @@ _COMMANDS = {
     "save": (".commands.save:save", "Save images to a tar archive"),
     "tag": (".commands.tag:tag", "Give an image another name"),
     "umount": (".commands.mount:umount", "Unmount directories that lamina has mounted"),
+    "unpack": (".commands.unpack:unpack", "Write the files of an image to a directory"),
     "version": (".commands.info:version", "Show the versions of lamina and what it stands on"),
 }
 

@@ -15,6 +15,7 @@ _IMAGE_COMMANDS = {
     "rm": (".commands.rmi:rmi", "Remove images"),
     "save": (".commands.save:save", "Save images to a tar archive"),
     "tag": (".commands.tag:tag", "Give an image another name"),
+    "unpack": (".commands.unpack:unpack", "Write the files of an image to a directory"),
 }
 
 _CONTAINER_COMMANDS = {
