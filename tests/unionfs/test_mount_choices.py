@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from tests.unionfs.unions import (
     LAMINA,
     names,
     plant,
+    refusal,
     sights,
     union,
 )
@@ -30,15 +30,6 @@ TWO = ("top", "low")
 
 def mark(path: Path, name: bytes) -> bytes | None:
     return xattrs.marks(os.fsencode(path)).get(name)
-
-
-def refusal(action: Callable[[], object]) -> int:
-    """The errno of an action that fails, 0 of one that does not."""
-    try:
-        action()
-    except OSError as error:
-        return error.errno or -1
-    return 0
 
 
 # -- renamed directories, and attributes without contents ----------------------------------------

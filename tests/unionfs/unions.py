@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -69,9 +69,11 @@ class Stat(NamedTuple):
 
 
 def owners(root: Path) -> dict[str, Stat]:
-    """Type, mode, owner and device number of all that is below a directory."""
+    """Type, mode, owner and device number of all that is below a directory, but for markers."""
     found = {}
     for path in sorted(root.rglob("*")):
+        if path.name.startswith(".wh."):
+            continue
         info = path.lstat()
         found[str(path.relative_to(root))] = Stat(
             info.st_mode, info.st_uid, info.st_gid, info.st_rdev
@@ -83,6 +85,15 @@ def copy(source: Path, target: Path) -> None:
     """Copy a directory with everything that it is."""
     shutil.rmtree(target, ignore_errors=True)
     subprocess.run(["cp", "-a", source, target], check=True)
+
+
+def refusal(action: Callable[[], object]) -> int:
+    """The errno of an action that fails, 0 of one that does not."""
+    try:
+        action()
+    except OSError as error:
+        return error.errno or -1
+    return 0
 
 
 def names(root: Path) -> set[str]:
