@@ -52,6 +52,14 @@ def attributes_of(info: os.stat_result) -> Attributes:
     )
 
 
+def open_unnoticed(name: bytes, flags: int, dir_fd: int | None = None) -> int:
+    """Open a file that reading shall not change the access time of, where that may be asked."""
+    try:
+        return os.open(name, flags | os.O_NOATIME, dir_fd=dir_fd)
+    except PermissionError:  # it belongs to another user
+        return os.open(name, flags, dir_fd=dir_fd)
+
+
 class FileContent:
     """The bytes of a file on the host, through a descriptor that this object owns.
 
@@ -97,7 +105,7 @@ class DirectoryLayer:
         """Open the layer at ``path``, which may be a symlink; raises :class:`OSError`."""
         self.path = path
         self._root = Place(None, b"")
-        self._root.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._root.fd = open_unnoticed(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._bookkeeping = sum(
             whiteouts.has_entry(self._root.fd, name) for name in whiteouts.AUFS_DIRECTORIES
         )
@@ -120,7 +128,7 @@ class DirectoryLayer:
         for step in reversed(missing):
             if step.parent is None:
                 raise OSError(errno.ENOENT, "the directory was removed", step.name)
-            step.fd = os.open(step.name, _DIRECTORY_FLAGS, dir_fd=step.parent.fd)
+            step.fd = open_unnoticed(step.name, _DIRECTORY_FLAGS, step.parent.fd)
             self._open[step] = None
             if len(self._open) > _OPEN_DIRECTORIES:
                 self.drop(next(iter(self._open)))
@@ -267,7 +275,7 @@ class DirectoryLayer:
     def open(self, handle: Handle) -> FileContent:
         """The content of a regular file."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = os.open(handle.name, flags, dir_fd=self.fd(handle.parent))
+        fd = open_unnoticed(handle.name, flags, self.fd(handle.parent))
         return FileContent(fd, os.fstat(fd).st_size)
 
     def close(self) -> None:
