@@ -1,4 +1,4 @@
-"""Whose files a mount shows and writes: maps, squashing, owners kept in xattrs, ordinary users."""
+"""Whose files a mount shows and writes: maps, squashing, and owners kept in xattrs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machine import REPOSITORY
 from tests.unionfs.unions import FUSE_OVERLAYFS, LAMINA, owners, plant, refusal, union
 from unionfs import overrides
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
-
-AS_USER = REPOSITORY / "tests/containers/as_user.py"
-USER = "daemon"
-"""An ordinary user that every system has."""
 
 # -- owners that are mapped or hidden ------------------------------------------------------------
 
@@ -131,7 +126,7 @@ def test_owners_are_more_than_those_of_fuse_overlayfs(tmp_path: Path) -> None:
     assert written["d/new"] == (0o42755, 0, 6, 0)
     with union(LAMINA, tmp_path, "squash_to_root") as mountpoint:
         (mountpoint / "d/squashed").touch()
-        assert set(found[1:3] for found in owners(mountpoint).values()) == {(0, 0)}
+        assert {found[1:3] for found in owners(mountpoint).values()} == {(0, 0)}
     assert owners(tmp_path / "upper")["d/squashed"][1:3] == (0, 6)
 
 
