@@ -6,8 +6,9 @@ from datetime import datetime
 
 import click
 
-from ..environment import search_path, source_date_epoch
+from ..environment import source_date_epoch
 from ..session import Session, pass_session
+from ..uppers import container_to_read
 
 
 @click.command()
@@ -18,6 +19,13 @@ from ..session import Session, pass_session
 @click.option(
     "-c", "--change", "changes", multiple=True, help="A Dockerfile instruction to apply: CMD, ENV…"
 )
+@click.option(
+    "-p",
+    "--pause/--no-pause",
+    default=None,
+    help="Pause the container meanwhile, or fail; or let it run on.  [default: pause if possible]",
+)
+@click.option("--squash", is_flag=True, help="Make a single layer that holds the whole image.")
 @pass_session
 def commit(
     session: Session,
@@ -27,27 +35,27 @@ def commit(
     author: str,
     message: str,
     changes: tuple[str, ...],
+    pause: bool | None,
+    squash: bool,
 ) -> None:
     """Create a new image from a container's changes, and print its ID.
 
     With SOURCE_DATE_EPOCH set, the same changes make the same image, always and everywhere.
     """
-    from snapshotter.containers.userns import become_owner  # noqa: PLC0415
     from snapshotter.images import commit as commit_container  # noqa: PLC0415
 
     epoch = source_date_epoch()
     created: datetime | None = epoch.moment if epoch else None
-    # What the container's users own can be read, and has the right owner, only as their root.
-    become_owner(search_path())
-    with session.store() as store:
+    with container_to_read(session, container, pause=pause) as (store, found):
         image = commit_container(
             store,
-            store.container(container),
+            found,
             reference=reference,
             author=author,
             message=message,
             changes=changes,
             created=created,
             clamp=epoch.seconds if epoch else None,
+            squash=squash,
         )
     click.echo(image.id)

@@ -6,9 +6,9 @@ import os
 
 import click
 
-from ..environment import search_path
 from ..output.text import printable
 from ..session import Session, pass_session
+from ..uppers import container_to_read
 
 
 @click.command()
@@ -17,10 +17,7 @@ from ..session import Session, pass_session
 def diff(session: Session, container: str) -> None:
     """Show what a container has added (A), changed (C) and deleted (D), also while it runs."""
     from snapshotter.changes import changes  # noqa: PLC0415
-    from snapshotter.containers.userns import become_owner  # noqa: PLC0415
 
-    # What the container's users own can be read, and has the right owner, only as their root.
-    become_owner(search_path())
-    with session.store() as store:
-        for kind, path in changes(store, store.container(container)):
+    with container_to_read(session, container) as (store, found):
+        for kind, path in changes(store, found):
             click.echo(f"{kind} {printable(os.fsdecode(path))}")

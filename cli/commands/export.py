@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import click
 
-from ..environment import search_path
 from ..errors import Failure
 from ..session import Session, pass_session
+from ..uppers import container_to_read
 
 
 @click.command()
@@ -23,15 +23,11 @@ def export(session: Session, container: str, file: Path | None) -> None:
 
     It goes to standard output unless -o is given. A file appears only when it is complete.
     """
-    from snapshotter.containers.userns import become_owner  # noqa: PLC0415
     from snapshotter.export import export as export_container  # noqa: PLC0415
 
     if file is None and sys.stdout.isatty():
         raise Failure("cowardly refusing to save to a terminal. Use the -o flag or redirect")
-    become_owner(search_path())
-    with ExitStack() as stack:
-        store = stack.enter_context(session.store())
-        found = store.container(container)
+    with container_to_read(session, container) as (store, found), ExitStack() as stack:
         export_container(store, found, _open(file, stack))
 
 
