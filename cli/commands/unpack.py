@@ -33,9 +33,9 @@ def unpack(session: Session, name: str, directory: Path) -> None:
 
 def _describe(losses: Losses) -> str:
     parts = (
-        (losses.owners, "the owners of {} files"),
-        (losses.setids, "the setuid or setgid bits of {} files"),
-        (losses.xattrs, "the extended attributes of {} files"),
-        (losses.devices, "{} devices, which are missing"),
+        (losses.owners, "owners ({} files)"),
+        (losses.setids, "setuid and setgid bits ({} files)"),
+        (losses.xattrs, "extended attributes ({} files)"),
+        (losses.devices, "devices ({} left out)"),
     )
     return ", ".join(text.format(count) for count, text in parts if count)
