@@ -249,6 +249,9 @@ class Tree:
             self.identify(node, copied)
             self._recall_links(node, spot, found)
             self._nodes_add(node)
+        if node.link_key is None:  # the upper takes no xattrs, so the file below is asked
+            node.link_key = key
+            node.extra = max(0, lower.nlink - (found.nlink - 1))
         return node
 
     def _recall_links(self, node: Node, spot: Spot, found: Attributes) -> None:

@@ -49,6 +49,13 @@ def both(
     return found
 
 
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A directory on another filesystem."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
+        yield Path(path)
+
+
 # -- what is shown -------------------------------------------------------------------------------
 
 
@@ -124,6 +131,21 @@ def test_the_size_of_the_filesystem_is_that_of_the_upper(tmp_path: Path) -> None
             assert [getattr(shown, size) for size in sizes] == [getattr(there, s) for s in sizes]
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize("option", ["static_nlink", "ino32_t"])
+def test_counts_and_numbers_for_programs_of_old(
+    tmp_path: Path, elsewhere: Path, option: str
+) -> None:
+    plant(tmp_path / "low", "d/e/f")
+    plant(elsewhere, "g")
+    with mounted(tmp_path / "mnt", [elsewhere, tmp_path / "low"], options=[option]) as mountpoint:
+        found = [path.lstat() for path in [mountpoint, *mountpoint.rglob("*")]]
+    assert len({info.st_ino for info in found}) == 5
+    if option == "static_nlink":
+        assert {info.st_nlink for info in found} == {1}
+    else:
+        assert all(info.st_ino < 1 << 32 for info in found)
 
 
 # -- what is copied up ---------------------------------------------------------------------------
@@ -234,13 +256,6 @@ def test_a_change_takes_setuid_setgid_and_capabilities(tmp_path: Path, how: str)
 # -- numbers -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def elsewhere() -> Iterator[Path]:
-    """A directory on another filesystem."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as path:
-        yield Path(path)
-
-
 def test_numbers_of_several_filesystems_are_different_and_stay(
     tmp_path: Path, elsewhere: Path
 ) -> None:
@@ -347,6 +362,15 @@ def test_locks_hold_between_programs(tmp_path: Path) -> None:
 
     with pair(tmp_path) as two:
         assert act(two.union) == act(two.plain) == [1, 0, 1, 0]
+
+
+def test_there_are_no_flags_of_files_to_ask_for(tmp_path: Path) -> None:
+    """lsattr(1) and chattr(1) say so; the FUSE binding hands no ioctl on."""
+    plant(tmp_path / "low", "f")
+    with mounted(tmp_path / "mnt", [tmp_path / "low"]) as mountpoint:
+        with (mountpoint / "f").open() as file, pytest.raises(OSError) as caught:  # noqa: PT011
+            fcntl.ioctl(file, 0x80086601, bytearray(8))  # FS_IOC_GETFLAGS
+        assert caught.value.errno == errno.ENOTTY
 
 
 def test_exchange_with_itself_and_over_a_link_of_itself(tmp_path: Path) -> None:

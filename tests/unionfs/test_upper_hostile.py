@@ -80,6 +80,32 @@ def test_names_are_counted_right_after_a_kill_between_link_and_count(base: Path)
     side.tree.close()
 
 
+def test_names_stay_together_where_there_are_no_xattrs(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b", "c"):
+        (base / "low/a").touch()
+        os.link(base / "low/a", base / "low" / name)
+    (base / "low/a").write_text("a")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    side = open_union(base)
+    for _ in range(2):
+        side.write(b"b", 0, b"B")
+        side.forget()
+        assert [(seen.data, seen.links) for seen in side.walk().values()] == [(b"B", 3)] * 3
+        side.forget()
+        side.write(b"a", 0, b"B")
+    side.unlink(b"c")
+    side.tree.close()
+    side = open_union(base)
+    assert {seen.data for seen in side.walk().values()} == {b"B"}
+    side.tree.close()
+
+
 @pytest.mark.parametrize("call", ["renameat2", "rename"])
 @pytest.mark.parametrize("metacopy", [False, True])
 def test_a_copy_that_cannot_be_shown_takes_no_space(
