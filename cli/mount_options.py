@@ -227,7 +227,7 @@ def _tree_options(given: Given, volatile: bool) -> TreeOptions:
         "off": Redirects.FOLLOW,  # as kernel overlayfs: made no more, but followed
     }
     dialects: dict[str, bool | None] = {"overlay": False, "aufs": True}
-    overrides: dict[str, bytes | None] = {"0": None, "1": PRIVILEGED, "2": CONTAINERS}
+    overrides: dict[str, bytes | None] = {"0": b"", "1": PRIVILEGED, "2": CONTAINERS}
     default = TreeOptions()
     return TreeOptions(
         redirects=given.choice("redirect_dir", redirects, default.redirects),

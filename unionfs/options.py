@@ -36,8 +36,8 @@ class TreeOptions:
     as ``.wh.`` files; None leaves it to what the upper holds. ``show_whiteouts``: a read-only union
     shows its whiteouts in that form. ``count_subdirectories``: a directory's link count counts its
     subdirectories, else it is 1. ``short_numbers``: inode numbers fit 32 bits. ``owners``: whose
-    files are shown. ``override``: the xattr that owners, modes and types are kept in; None for what
-    the layers' roots say, and where the host refuses them.
+    files are shown. ``override``: the xattr that owners, modes and types are kept in; empty for
+    none, None for what the layers' roots say, and where the host refuses them.
     """
 
     redirects: Redirects = Redirects.ON

@@ -200,7 +200,8 @@ class _Keeper:
             allow_other=not outside,
             uid_map=((0, os.geteuid(), 1),) if outside else (),
             gid_map=((0, os.getegid(), 1),) if outside else (),
-            tree=TreeOptions(metacopy=True),
+            # what a mount outside of the namespace keeps beside files would be wrong within it
+            tree=TreeOptions(metacopy=True, override=b"" if outside else None),
             flags=("noatime",),
         )
 

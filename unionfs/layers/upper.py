@@ -54,9 +54,9 @@ class Upper(DirectoryLayer):
         """Open both; they must lie on one filesystem, and no other mount may use them.
 
         ``aufs`` chooses how whiteouts are written; None leaves it to what the upper holds.
-        ``override`` is the xattr that owners, modes and types are kept in; None for as the upper's
-        root has it, or else where the host refuses them and lamina has no privileges. Raises
-        :class:`MountError` for a pair that cannot work, :class:`OSError` otherwise.
+        ``override`` is the xattr that owners, modes and types are kept in, empty for none; None for
+        as the upper's root has it, or else where the host refuses them and lamina has no
+        privileges. Raises :class:`MountError` for a pair that cannot work, :class:`OSError` otherwise.
         """
         super().__init__(path)
         self.links: LinkIndex | None = None
@@ -114,7 +114,7 @@ class Upper(DirectoryLayer):
         if wanted == overrides.CONTAINERS and found == overrides.FUSE_OVERLAYFS:
             return  # an older name of the same
         if wanted is not None:
-            self.ownership = Ownership(wanted, always=True)
+            self.ownership = Ownership(wanted or None, always=True)
         elif found is None and not syscalls.has_capability(syscalls.CAP_CHOWN):
             self.ownership = Ownership(overrides.CONTAINERS, always=False)
 
