@@ -31,6 +31,11 @@ _TYPES = {
 }
 
 
+def _unmarked(name: bytes) -> bytes:
+    """A name, or the one that a whiteout speaks of: that may be as long as names may be."""
+    return name.removeprefix(_MARKER)
+
+
 class Node:
     """One file of the layer. Only directories have ``children`` and ``whiteouts``."""
 
@@ -92,7 +97,7 @@ class Draft:
                 f"the path {display(path[:60])}... is deeper than the limit of"
                 f" {self._limits.depth} names"
             )
-        if len(path) > _NAME_MAX and max(map(len, names), default=0) > _NAME_MAX:
+        if len(path) > _NAME_MAX and any(len(_unmarked(name)) > _NAME_MAX for name in names):
             raise LayerError(f"{display(path)} has a name longer than {_NAME_MAX} bytes")
         return names
 
