@@ -43,7 +43,7 @@ def parsed(options: str) -> MountOptions:
         ("sync", TreeOptions(durability=Durability.SYNCED)),
         ("volatile", TreeOptions(durability=Durability.VOLATILE)),
         ("volatile,sync", TreeOptions(durability=Durability.VOLATILE)),
-        ("xattr_permissions=0", TreeOptions(override=None)),
+        ("xattr_permissions=0", TreeOptions(override=b"")),
         ("xattr_permissions=1", TreeOptions(override=b"security.fuseoverlayfs.override_stat")),
         ("xattr_permissions=2", TreeOptions(override=b"user.containers.override_stat")),
         ("squash_to_root", TreeOptions(owners=Owners(squash_uid=0, squash_gid=0))),

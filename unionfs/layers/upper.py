@@ -56,7 +56,8 @@ class Upper(DirectoryLayer):
         ``aufs`` chooses how whiteouts are written; None leaves it to what the upper holds.
         ``override`` is the xattr that owners, modes and types are kept in, empty for none; None for
         as the upper's root has it, or else where the host refuses them and lamina has no
-        privileges. Raises :class:`MountError` for a pair that cannot work, :class:`OSError` otherwise.
+        privileges. Raises :class:`MountError` for a pair that cannot work, :class:`OSError`
+        otherwise.
         """
         super().__init__(path)
         self.links: LinkIndex | None = None
