@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pack.archives import directory, file, link, symlink, take_in, tar_of
-from tests.unionfs.trees import PlainSide, Seen
+from tests.unionfs.trees import PlainSide
 from tests.unionfs.unions import (
     FUSE_OVERLAYFS,
     KERNEL,
@@ -19,6 +19,7 @@ from tests.unionfs.unions import (
     plant,
     refusal,
     sights,
+    timeless,
     union,
 )
 from unionfs import xattrs
@@ -91,6 +92,7 @@ def test_kernel_overlayfs_reads_what_lamina_renamed(
     """Without options this kernel follows redirects too, but no metacopy."""
     metacopy = "metacopy=on" if kernel_options else "metacopy=off"
     make_layers(tmp_path)
+    written: dict[bytes, Seen] = {}
     for change in (rename, rename_more, write_linked):
         with union(LAMINA, tmp_path, metacopy, lowers=TWO) as mountpoint:
             change(mountpoint)
@@ -160,10 +162,11 @@ def test_directories_that_may_not_be_redirected_are_not_renamed(
         with union(KERNEL, base, "redirect_dir=on") as mountpoint:
             (mountpoint / "a").rename(mountpoint / "moved")
         with union(kind, base, f"redirect_dir={choice}") as mountpoint:
+            side = PlainSide(mountpoint)
             refusals = [
-                refusal(lambda at=mountpoint: os.rename(at / "d", at / "d2")),
-                refusal(lambda at=mountpoint: os.rename(at / "moved", at / "e/moved")),
-                refusal(lambda at=mountpoint: os.rename(at / "d/g", at / "e/g")),
+                refusal(side.rename, b"d", b"d2"),
+                refusal(side.rename, b"moved", b"e/moved"),
+                refusal(side.rename, b"d/g", b"e/g"),
             ]
             subprocess.run(["mv", "e", "e2"], cwd=mountpoint, check=True)
             (mountpoint / "mine").mkdir()
@@ -239,10 +242,6 @@ def test_fuse_overlayfs_and_lamina_understand_each_others_files(
         with union(reader, base, lowers=TWO) as mountpoint:
             # fuse-overlayfs 1.10 lets the kernel show a time that is not on disk
             assert timeless(sights(mountpoint)) == timeless(written)
-
-
-def timeless(seen: dict[bytes, Seen]) -> dict[bytes, Seen]:
-    return {path: found._replace(mtime_ns=0) for path, found in seen.items()}
 
 
 # -- whiteouts that are shown --------------------------------------------------------------------

@@ -169,12 +169,10 @@ def base(tmp_path: Path) -> Path:
 
 
 def run(base: Path, *way: str, options: str = "") -> Result:
-    reach = [base, Path(sys.base_prefix), Path(sys.prefix), REPOSITORY]
-    command = [sys.executable, AS_USER, USER, "open", *reach, "--", *way]
-    script = [sys.executable, "-c", SCRIPT, base, REPOSITORY, options]
-    done = subprocess.run(
-        [*command, *script], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    reach = [str(base), sys.base_prefix, sys.prefix, str(REPOSITORY)]
+    command = [sys.executable, str(AS_USER), USER, "open", *reach, "--", *way]
+    command += [sys.executable, "-c", SCRIPT, str(base), str(REPOSITORY), options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result: Result = json.loads(done.stdout)
     return result

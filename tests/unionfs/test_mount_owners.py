@@ -103,7 +103,8 @@ def test_owners_are_those_of_fuse_overlayfs(
 
 
 def by_others(directory: Path, callers: object, wanted: object) -> object:
-    command = [sys.executable, "-c", BY_OTHERS, directory, json.dumps(callers), json.dumps(wanted)]
+    arguments = [str(directory), json.dumps(callers), json.dumps(wanted)]
+    command = [sys.executable, "-c", BY_OTHERS, *arguments]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -219,6 +220,6 @@ def test_the_xattr_is_the_unions_own(tmp_path: Path, option: str, xattr: bytes) 
         for path in ("f", "g", "new", "dir", "."):
             place = mountpoint / path
             assert os.listxattr(place) == []
-            assert refusal(lambda at=place: os.getxattr(at, name)) == errno.ENODATA
-            assert refusal(lambda at=place: os.setxattr(at, name, b"1:1:0777")) == errno.EPERM
-            assert refusal(lambda at=place: os.removexattr(at, name)) == errno.ENODATA
+            assert refusal(os.getxattr, place, name) == errno.ENODATA
+            assert refusal(os.setxattr, place, name, b"1:1:0777") == errno.EPERM
+            assert refusal(os.removexattr, place, name) == errno.ENODATA

@@ -59,6 +59,11 @@ def sights(root: Path) -> dict[bytes, Seen]:
     }
 
 
+def timeless(seen: dict[bytes, Seen]) -> dict[bytes, Seen]:
+    """The same without times."""
+    return {path: found._replace(mtime_ns=0) for path, found in seen.items()}
+
+
 class Stat(NamedTuple):
     """What lstat(2) says of who may do what with a file."""
 
@@ -87,10 +92,10 @@ def copy(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-a", source, target], check=True)
 
 
-def refusal(action: Callable[[], object]) -> int:
+def refusal(action: Callable[..., object], *arguments: object) -> int:
     """The errno of an action that fails, 0 of one that does not."""
     try:
-        action()
+        action(*arguments)
     except OSError as error:
         return error.errno or -1
     return 0
@@ -101,7 +106,7 @@ def names(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-def forget() -> None:
-    """Have the kernel drop the names and attributes that it remembers."""
-    os.sync()
+def forget(mountpoint: Path) -> None:
+    """Have the kernel drop the names and attributes that it remembers of a mount."""
+    subprocess.run(["sync", "-f", mountpoint], check=True)
     Path("/proc/sys/vm/drop_caches").write_text("2")
