@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pack.archives import directory, file, link, symlink, take_in, tar_of
-from tests.unionfs.trees import PlainSide
+from tests.unionfs.trees import PlainSide, Seen
 from tests.unionfs.unions import (
     FUSE_OVERLAYFS,
     KERNEL,
