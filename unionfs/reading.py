@@ -137,13 +137,17 @@ class ReadableTree(Tree):
         return 2 + node.subdirectories
 
     def _lower_attributes(self, node: Node) -> Attributes:
-        layer, handle = node.parts[0]
-        if node.is_directory:
-            for part in node.parts:
-                if not part[0].is_implicit(part[1]):
-                    layer, handle = part
-                    break
+        layer, handle = self.describing_part(node)
         return layer.attributes(handle)
+
+    @staticmethod
+    def describing_part(node: Node) -> Part:
+        """The lower part that says what a node looks like: the topmost that knows."""
+        if node.is_directory:
+            for layer, handle in node.parts:
+                if not layer.is_implicit(handle):
+                    return layer, handle
+        return node.parts[0]
 
     def target(self, node: Node) -> bytes:
         """The target of a symlink."""
@@ -164,7 +168,7 @@ class ReadableTree(Tree):
         if node.upper:
             assert self.upper is not None
             return self.upper.xattrs_at(self.spot(node))
-        layer, handle = node.parts[0]
+        layer, handle = self.describing_part(node)
         return layer.xattrs(handle)
 
     def xattr(self, node: Node, name: bytes) -> bytes:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import subprocess
+import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.pack import archives
 from tests.support.mounts import mounted
 from tests.unionfs.trees import UnionSide, open_tree
 from unionfs.layers import directory
+from unionfs.layers.packed import PackedLayer
+from unionfs.reading import ReadableTree
 
 pytestmark = pytest.mark.usefixtures("no_umask")
 
@@ -112,3 +118,22 @@ def test_a_changed_acl_shows_in_the_mode_at_once(tmp_path: Path, low: Path) -> N
             ["getfacl", "-cn", file], check=True, capture_output=True, text=True
         ).stdout
         assert "mask::r--" in shown
+
+
+def test_a_directory_that_is_only_above_a_file_has_the_xattrs_of_the_one_below(
+    tmp_path: Path,
+) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("d")
+        member.type, member.mode = tarfile.DIRTYPE, 0o711
+        member.pax_headers = {"SCHILY.xattr.user.mine": "1"}
+        archive.addfile(member)
+    below = PackedLayer(archives.pack_of(tmp_path, out.getvalue()), 0, 0)
+    above = PackedLayer(
+        archives.pack_of(tmp_path, archives.tar_of([archives.file("d/f")])), 0, 1000
+    )
+    with closing(ReadableTree([above, below])) as tree:
+        node = tree.lookup(tree.root, b"d")
+        assert stat.S_IMODE(tree.attributes(node).mode) == 0o711
+        assert tree.xattrs(node) == {b"user.mine": b"1"}
