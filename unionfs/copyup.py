@@ -87,7 +87,8 @@ def _make(upper: Upper, name: bytes, draft: Draft, durability: Durability) -> No
     elif found.kind == stat.S_IFREG:
         _make_regular(upper.work_fd, name, draft, durability)
     else:
-        upper.ownership.mknod(upper.work_fd, name, found.kind | 0o600, found.rdev)
+        mode = found.kind | 0o600
+        upper.ownership.mknod(upper.work_fd, name, mode, found.rdev, uid=found.uid)
 
 
 def _make_regular(directory_fd: int, name: bytes, draft: Draft, durability: Durability) -> None:
@@ -232,8 +233,8 @@ class CopyUpTree(ReadableTree):
         try:
             if not node.names:
                 self._keep_nameless(node, staged)
-            elif links > 1 and not node.is_directory:
-                self._index(node, staged, Record(self.link_key(node), extra=links))
+            elif links > 1 and not node.is_directory and (key := self.link_key(node)) is not None:
+                self._index(node, staged, Record(key, extra=links))
             else:
                 self._publish(node, staged)
         except BaseException:
@@ -252,10 +253,20 @@ class CopyUpTree(ReadableTree):
         assert parent.place is not None
         with upper.keeping_times(parent.place):
             upper.publish(staged, parent.place, name)
+        self._leave_other_names(node, parent, name)
         node.names[parent, name] = True
         node.extra = 0
         if node.is_directory:
             node.place = Place(parent.place, name)
+
+    def _leave_other_names(self, node: Node, parent: Node, name: bytes) -> None:
+        """What has several names but no key is copied up by one: the others stay below."""
+        for other in [key for key in node.names if key != (parent, name)]:
+            del node.names[other]
+            other[0].children.pop(other[1], None)
+        for identity in node.identities:
+            del self._by_identity[identity]
+        node.identities.clear()
 
     def _keep_nameless(self, node: Node, staged: bytes) -> None:
         """A file that is open but has no name any more goes on without one in the upper."""

@@ -4,7 +4,7 @@ Where the host refuses, because lamina runs without the privilege, the xattr of
 :mod:`unionfs.overrides` says what is meant. So it does for a mode that would keep lamina itself
 from a file or directory: the host's owner keeps read and write (and search), or else the union's
 own xattrs could be neither written nor read. Symlinks and special files take no such xattr: they
-have what the host says.
+have what the host says. But a regular file can stand for a special one.
 """
 
 from __future__ import annotations
@@ -73,9 +73,16 @@ class Ownership:
                 return
         self._write(spot, self._now(info, override)._replace(mode=mode))
 
-    def mknod(self, directory_fd: int, name: bytes, mode: int, rdev: int) -> None:
-        """Make a file of any type, if need be one that stands for a device."""
-        if not self._always or stat.S_ISREG(mode):
+    def mknod(
+        self, directory_fd: int, name: bytes, mode: int, rdev: int, *, uid: int | None = None
+    ) -> None:
+        """Make a file of any type, if need be one that stands for it.
+
+        That is so for a device that the host refuses, and where the file is to belong to another
+        user ``uid`` and cannot be given away.
+        """
+        stands = self._always or (self.name is not None and uid not in (None, os.geteuid()))
+        if stat.S_ISREG(mode) or not stands:
             try:
                 os.mknod(name, mode, rdev, dir_fd=directory_fd)
             except OSError as error:
