@@ -13,40 +13,47 @@ from .layers.spot import Spot
 from .nodes import Node
 
 IDLE_CONTENTS = 512
-"""How many contents in all, before those that nobody has open give up their descriptor."""
+"""How many contents that nobody has open keep their descriptor."""
 
 
 class Contents:
     """Keeps few contents open that nobody uses, so that the next reader finds them."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[Node, None] = OrderedDict()
+        self._idle: OrderedDict[Node, None] = OrderedDict()
 
     def get(self, node: Node, opener: Callable[[Node], Content]) -> Content:
         """The content of a node, opened if it is not."""
         if node.content is None:
             self.adopt(node, opener(node))
-        else:
-            self._open.move_to_end(node)
+        elif not node.opened:
+            self._idle.move_to_end(node)
         assert node.content is not None
         return node.content
 
     def adopt(self, node: Node, content: Content) -> None:
         """Take over a content that has just been opened for a node."""
         node.content = content
-        self._open[node] = None
-        excess = len(self._open) - IDLE_CONTENTS
-        if excess > 0:
-            idle = (one for one in self._open if not one.opened and one is not node)
-            for one in [one for _, one in zip(range(excess), idle, strict=False)]:
-                self.close(one)
+        if not node.opened:
+            self.rest(node)
+
+    def use(self, node: Node) -> None:
+        """Somebody has opened the file: its content stays."""
+        self._idle.pop(node, None)
+
+    def rest(self, node: Node) -> None:
+        """Nobody has the file open: its content stays until enough others have come."""
+        if node.content is not None:
+            self._idle[node] = None
+            if len(self._idle) > IDLE_CONTENTS:
+                self.close(next(iter(self._idle)))
 
     def close(self, node: Node) -> None:
         """Close the content of a node, if it is open."""
         if node.content is not None:
             node.content.close()
             node.content = None
-            del self._open[node]
+            self._idle.pop(node, None)
 
 
 def open_upper(spot: Spot) -> FileContent:

@@ -31,19 +31,27 @@ class Numbers:
         self._spare = _SPARE >> 32 if short else _SPARE
         for space in spaces:
             self._spaces.setdefault(space, len(self._spaces))
+        self._lasting = len(self._spaces)
 
     def number(self, space: int, local: int) -> int:
-        """The number of file ``local`` of ``space``: the same at every mount of these layers."""
+        """The number of file ``local`` of ``space``: the same at every mount of these layers.
+
+        But not of a filesystem that is mounted inside a layer.
+        """
         index = self._spaces.setdefault(space, len(self._spaces))
         number = index << _LOCAL_BITS | local
         if self._short:
             number = (number ^ number >> 32) & 0xFFFFFFFF
         return number if number > ROOT and not local >> _LOCAL_BITS else self.spare()
 
-    def key(self, space: int, local: int) -> bytes:
-        """A name for file ``local`` of ``space`` that no other file has, at any mount."""
-        index = self._spaces.setdefault(space, len(self._spaces))
-        return b"%x" % (index << 64 | local)
+    def key(self, space: int, local: int) -> bytes | None:
+        """A name for file ``local`` of ``space`` that no other file has, at any mount.
+
+        None for a space that no layer begins with (a filesystem mounted inside of one): its number
+        depends on when it was seen first.
+        """
+        index = self._spaces.get(space, self._lasting)
+        return b"%x" % (index << 64 | local) if index < self._lasting else None
 
     def locate(self, key: bytes) -> tuple[int, int]:
         """The (space, local) that a key stands for; a space that is not there is -1."""

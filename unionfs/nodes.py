@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from .entry import Handle
@@ -11,6 +12,9 @@ from .layers import Content, Layer
 from .layers.directory import Place
 
 Part = tuple[Layer, Handle]
+
+_FEW_GONE = 64
+"""How many names that went are kept in a listing in any case."""
 
 
 def fail(number: int, name: bytes = b"") -> OSError:
@@ -25,23 +29,42 @@ class Listing:
     that goes on from a position neither misses a name that stayed nor sees one twice.
     """
 
-    __slots__ = ("names", "positions")
+    __slots__ = ("_gone", "_names", "_next", "_places", "_positions")
 
     def __init__(self, names: Iterator[bytes]) -> None:
-        self.names: list[bytes | None] = list(names)
-        self.positions = {name: at for at, name in enumerate(self.names) if name is not None}
+        self._names: list[bytes | None] = list(names)
+        self._places = list(range(len(self._names)))  # the position of each, rising
+        self._next = len(self._names)
+        self._positions = dict(zip(self._names, self._places, strict=True))
+        self._gone = 0
+
+    def after(self, position: int) -> Iterator[tuple[bytes, int]]:
+        """Every name from a position on, each with the position that follows it."""
+        names, places = self._names, self._places
+        for at in range(bisect_left(places, position), len(places)):
+            name = names[at]
+            if name is not None:
+                yield name, places[at] + 1
 
     def add(self, name: bytes) -> None:
         """A name has come."""
-        if name not in self.positions:
-            self.positions[name] = len(self.names)
-            self.names.append(name)
+        if name not in self._positions:
+            self._positions[name] = self._next
+            self._names.append(name)
+            self._places.append(self._next)
+            self._next += 1
 
     def remove(self, name: bytes) -> None:
-        """A name has gone."""
-        at = self.positions.pop(name, None)
-        if at is not None:
-            self.names[at] = None
+        """A name has gone. What is left of those that went is cleared away when it is the most."""
+        position = self._positions.pop(name, None)
+        if position is None:
+            return
+        self._names[bisect_left(self._places, position)] = None
+        self._gone += 1
+        if self._gone > _FEW_GONE and self._gone > len(self._positions):
+            self._names = list(self._positions)
+            self._places = list(self._positions.values())
+            self._gone = 0
 
 
 class Node:

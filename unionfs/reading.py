@@ -44,13 +44,7 @@ class ReadableTree(Tree):
             # what unpacks an archive of the mount must meet a marker before what it does not hide
             marked = self.options.show_whiteouts
             node.listing = Listing(iter(marks_first(names)) if marked else names)
-        listing = node.listing
-        at = position
-        while at < len(listing.names):
-            name = listing.names[at]
-            at += 1
-            if name is None:
-                continue
+        for name, following in node.listing.after(position):
             try:
                 child = self.lookup(node, name)
             except FileNotFoundError:
@@ -58,7 +52,7 @@ class ReadableTree(Tree):
             except LayerError as error:
                 log.error("%s, so it is not listed", error)  # the others can still be reached
                 continue
-            yield name, child, at
+            yield name, child, following
 
     def names(self, node: Node) -> Iterator[bytes]:
         """Every name of a directory once, without ``.`` and ``..``."""
@@ -214,10 +208,13 @@ class ReadableTree(Tree):
     def open_file(self, node: Node) -> None:
         """Somebody opens a file."""
         node.opened += 1
+        self.contents.use(node)
 
     def close_file(self, node: Node) -> None:
         """Somebody has closed a file."""
         node.opened -= 1
+        if not node.opened:
+            self.contents.rest(node)
         self.trim(node)
 
     def statfs(self) -> os.statvfs_result:

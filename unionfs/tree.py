@@ -232,8 +232,8 @@ class Tree:
         if self.links is None:
             return None
         key = self._numbers.key(lower.space, lower.number)
-        place = self.links.find(key)
-        if place is None:
+        place = self.links.find(key) if key is not None else None
+        if key is None or place is None:
             return None
         spot = self.links.spot(key)
         found = self.links.attributes(place)
@@ -261,8 +261,8 @@ class Tree:
             node.link_key = record.key
             node.extra = record.names_below(found.nlink)
 
-    def link_key(self, node: Node) -> bytes:
-        """The key of a lower file in the index of hardlinks."""
+    def link_key(self, node: Node) -> bytes | None:
+        """The key of a lower file in the index of hardlinks; None where it cannot have one."""
         layer, handle = node.parts[0]
         found = layer.attributes(handle)
         return self._numbers.key(found.space, found.number)

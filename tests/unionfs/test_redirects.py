@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -375,3 +376,27 @@ def test_without_the_index_the_upper_still_opens(tmp_path: Path, linked: Union) 
     side = linked()
     assert links(side)[b"a"] == (1, b"A")
     assert links(side)[b"b"] == (3, b"a")
+
+
+@pytest.mark.root
+def test_links_in_a_filesystem_inside_of_a_layer_fall_apart_when_they_are_copied_up(
+    tmp_path: Path, union: Union
+) -> None:
+    """Nothing says which filesystem it was when it is mounted again."""
+    (tmp_path / "low/inner").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "inner", tmp_path / "low/inner"], check=True)
+    try:
+        plant(tmp_path / "low", "inner/a")
+        os.link(tmp_path / "low/inner/a", tmp_path / "low/inner/b")
+        side = union()
+        assert side.node(b"inner/a") is side.node(b"inner/b")
+        side.write(b"inner/b", 0, b"B")
+        for again in twice(side, union):
+            seen = {path: one.data for path, one in again.walk().items() if one.first}
+            assert sorted(seen.values()) == [b"Bnner/a", b"inner/a"]
+        side = union()
+        side.unlink(b"inner/a")
+        side.unlink(b"inner/b")
+        assert list(union().walk()) == [b"inner"]
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "low/inner"], check=True)

@@ -163,7 +163,10 @@ class Draft:
 
         One that this layer does not have (yet) is left to be found in the layers below.
         """
-        target = self.split(header.link)
+        try:
+            target = self.split(header.link)
+        except LayerError as error:
+            raise LayerError(f"the hardlink {display(header.name)}: {error}") from error
         if not target:
             raise LayerError(f"the hardlink {display(header.name)} has no file as its target")
         node = self._find(target)
