@@ -183,7 +183,7 @@ CASES = {
 }  # fmt: skip
 
 
-def _described(sights: Sights) -> Described:
+def described(sights: Sights) -> Described:
     """A tree in short. The root is told where a layer gives it another mode."""
     found = {os.fsdecode(path): _describe(sight) for path, sight in sights.items()}
     if found[""] == "dir 755":
@@ -196,13 +196,14 @@ def _describe(sight: Sight) -> str:
         return f"dir {sight.mode:o}"
     if sight.kind == stat.S_IFLNK:
         return "-> " + os.fsdecode(sight.content)
-    return {stat.S_IFIFO: "fifo"}.get(sight.kind, sight.content.decode())
+    other = {stat.S_IFIFO: "fifo", stat.S_IFCHR: "device"}
+    return other.get(sight.kind, sight.content.decode())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_rule(tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    assert _described(applied(tmp_path, *(layer(*each) for each in case.layers))) == case.expected
+    assert described(applied(tmp_path, *(layer(*each) for each in case.layers))) == case.expected
 
 
 UMOCI_DIFFERS = {
@@ -222,7 +223,7 @@ UMOCI_DIFFERS = {
 def test_rule_as_umoci_has_it(tmp_path: Path, name: str) -> None:
     layers = [layer(*each) for each in CASES[name].layers]
     ours, theirs = applied(tmp_path / "ours", *layers), by_umoci(tmp_path / "theirs", *layers)
-    assert _described(theirs) == CASES[name].expected
+    assert described(theirs) == CASES[name].expected
     for path, sight in ours.items():
         assert theirs[path].names == sight.names
         if sight.mtime_ns:  # else the layers say nothing of it
