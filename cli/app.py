@@ -37,6 +37,7 @@ _COMMANDS = {
     "tag": (".commands.tag:tag", "Give an image another name"),
     "umount": (".commands.mount:umount", "Unmount directories that lamina has mounted"),
     "unpack": (".commands.unpack:unpack", "Write the files of an image to a directory"),
+    "verify": (".commands.verify:verify", "Check the store, and repair what can be repaired"),
     "version": (".commands.info:version", "Show the versions of lamina and what it stands on"),
 }
 

@@ -18,13 +18,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from .. import digest
 from ..errors import NoSuchImage, StoreError
-from ..progress import Readable
+from ..progress import Progress, Readable
 from ..reference import Reference
 from .blobs import Blob, Blobs, Manifest, NewBlob
 from .containers import Container, ContainerConfig, Containers, hold
@@ -34,6 +37,9 @@ from .layers import Layers, RootAttributes, StoredLayer
 from .locks import locked, workspace
 from .snapshots import Snapshot, SnapshotKind, Snapshots, SnapshotUsage
 from .sweeping import is_due, sweep
+
+if TYPE_CHECKING:
+    from .verify import Report, State, Work
 
 __all__ = [
     "Blob",
@@ -73,9 +79,10 @@ class Store:
         self.snapshots = Snapshots(database, self.layers, root / "snapshots")
 
     @classmethod
-    def open(cls, root: Path) -> Store:
+    def open(cls, root: Path, *, sweeping: bool = True) -> Store:
         """Open the store at ``root``, made if there is nothing or an empty directory.
 
+        Garbage is removed unless ``sweeping`` is False: of a damaged store it may not be that.
         Raises :class:`StoreError` for a directory that is something else or cannot be written,
         and for the store of a newer version.
         """
@@ -89,7 +96,7 @@ class Store:
                         if database.version() < FORMAT:
                             database.create()
                 store = cls(root, database)
-                if is_due(database, root):
+                if sweeping and is_due(database, root):
                     store.sweep()
             except BaseException:
                 database.close()
@@ -140,6 +147,56 @@ class Store:
     def sweep(self) -> bool:
         """Remove what nothing refers to; False, and nothing done, if others are adding now."""
         return sweep(self._database, self.root)
+
+    def verify(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        repair: bool = False,
+        progress: Progress | None = None,
+    ) -> Report:
+        """Check everything, or what these images need; with ``repair`` mend what can be.
+
+        Raises :class:`StoreError` if the database cannot be read, and what :meth:`image` does.
+        """
+        from . import verify  # noqa: PLC0415
+
+        images = [digest.raw(self.image(name).id) for name in names] if names else None
+        with ExitStack() as stack:
+            session = stack.enter_context(self.session()) if repair else None
+            if session is None:
+                stack.enter_context(self.reading())
+            work = verify.Work(
+                self._database,
+                self.root,
+                self.layers,
+                self.blobs,
+                session.directory if session is not None else None,
+                progress,
+            )
+            verify.verify(work, images)
+        if images is None:
+            self._verify_leftovers(work)
+        return work.report
+
+    def _verify_leftovers(self, work: Work) -> None:
+        """Look for what nothing mentions, while nobody adds to the store.
+
+        It stays where something is lost: it may be just that.
+        """
+        from .verify import leftovers  # noqa: PLC0415
+
+        with locked(self.root / "lock", exclusive=True, wait=False) as held:
+            names = leftovers(work) if held else []
+        if names and work.workspace is not None and work.report.is_sound:
+            self.sweep()
+        for name in names:
+            work.found(name, "belongs to nothing", partial(self._is_swept, name))
+
+    def _is_swept(self, name: str) -> State:
+        from .verify import State  # noqa: PLC0415
+
+        return State.LOST if (self.root / name).exists() else State.REPAIRED
 
     def images(self) -> list[Image]:
         """All images, newest first."""

@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -232,6 +233,20 @@ class Layers:
         finally:
             for pack in inputs:
                 pack.close()
+
+    def planned(self, layers: Sequence[StoredLayer]) -> list[tuple[str, int, int]]:
+        """The runs that serve these layers, bottom first: file, first layer, and end of each."""
+        chains = list(digest.chain(layer.diff_id for layer in layers))
+        return [(_run_name(layers, chains, first, end), first, end) for first, end in plan(layers)]
+
+    def merge_packs(self, layers: Sequence[StoredLayer], first: int, path: Path) -> None:
+        """Merge the layers from ``first`` on, relying on nothing but their packs."""
+        from unionfs.pack import Pack, merge  # noqa: PLC0415
+
+        *_, chain = digest.chain(layer.diff_id for layer in layers)
+        with ExitStack() as stack:
+            packs = [stack.enter_context(Pack(self.path(x.diff_id))) for x in layers[first:]]
+            merge(packs, path, digest.raw(chain), complete=first == 0)
 
     def root_attributes(self, files: Sequence[Path]) -> RootAttributes:
         """The root directory of an image, from its runs: of the topmost layer that has it."""
