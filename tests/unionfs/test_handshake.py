@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,10 @@ import pytest
 import unionfs.attach
 from cli.fuse_lamina import read
 from cli.mount_options import build_options
-from tests.support.mounts import mountpoints_below, unmount
+from tests.support.mounts import mountpoints_below
 from unionfs import handshake, mounting
 from unionfs.errors import MountError
 from unionfs.mounting import MountOptions
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Iterator[Path]:
-    """A lower directory with a file, and empty directories; what is mounted is taken away."""
-    for name in ("low", "upper", "work", "mnt"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "low/f").write_bytes(b"lower")
-    yield tmp_path
-    for mountpoint in reversed(mountpoints_below(tmp_path)):
-        unmount(mountpoint, lazy=True)
 
 
 def places(base: Path) -> str:

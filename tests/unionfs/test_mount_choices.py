@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,26 @@ def test_whiteouts_are_not_shown_where_something_is_written(tmp_path: Path) -> N
         union(LAMINA, tmp_path, "shwh"),
     ):
         raise OSError  # it is mounted
+
+
+@pytest.mark.parametrize(
+    "change", [lambda at: os.rename(at / "d", at / "new"), lambda at: os.chmod(at / "one", 0o600)]
+)
+def test_an_archive_of_shown_whiteouts_lacks_nothing_silently(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """What a layer has by name alone is elsewhere below, and may not be in the mount."""
+    make_layers(tmp_path)
+    with union(LAMINA, tmp_path, "metacopy=on") as mountpoint:
+        change(mountpoint)
+        written = names(mountpoint)
+    for lowers, errors in ((("upper",), True), (("upper", "low"), False)):
+        with union(LAMINA, tmp_path, "shwh", lowers=lowers, writable=False) as mountpoint:
+            done = subprocess.run(
+                ["tar", "-cC", mountpoint, "."], stdout=subprocess.DEVNULL, check=False
+            )
+            assert (done.returncode != 0) == errors
+            assert errors or written <= names(mountpoint)
 
 
 # -- unions of unions ----------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,17 +22,6 @@ from unionfs.layers import upper
 from unionfs.mounting import MountOptions
 
 pytestmark = pytest.mark.fuse
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Iterator[Path]:
-    """A lower directory with a file, and empty directories; what is mounted is taken away."""
-    for name in ("low", "upper", "work", "mnt"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "low/f").write_bytes(b"lower")
-    yield tmp_path
-    for mountpoint in reversed(mountpoints_below(tmp_path)):
-        unmount(mountpoint, lazy=True)
 
 
 def options(

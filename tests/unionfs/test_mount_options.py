@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,17 +27,6 @@ from unionfs.mounting import MountOptions
 from unionfs.operations import UnionOperations
 
 SOMEBODY = 1234
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Iterator[Path]:
-    """A lower directory with a file, and empty directories; what is mounted is taken away."""
-    for name in ("low", "upper", "work", "mnt"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "low/f").write_bytes(b"lower")
-    yield tmp_path
-    for mountpoint in reversed(mountpoints_below(tmp_path)):
-        unmount(mountpoint, lazy=True)
 
 
 def places(base: Path) -> str:

@@ -11,42 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.unionfs.trees import UnionSide, open_tree
+from tests.unionfs.trees import Union, UnionSide, open_tree, plant
 from unionfs import xattrs
-from unionfs.changes import WritableTree
 from unionfs.errors import LayerError
 from unionfs.options import Redirects, TreeOptions
 from unionfs.redirects import Redirect, parse
 
 pytestmark = pytest.mark.usefixtures("no_umask")
 
-Union = Callable[[], UnionSide]
-
 
 @pytest.fixture
-def union(tmp_path: Path) -> Iterator[Union]:
-    """Opens the union of top, low, upper and work below the test's directory; again if asked."""
-    for name in ("top", "low", "upper", "work"):
-        (tmp_path / name).mkdir()
-    trees: list[WritableTree] = []
-
-    def make() -> UnionSide:
-        if trees:
-            trees.pop().close()
-        lowers = [tmp_path / "top", tmp_path / "low"]
-        places = (tmp_path / "upper", tmp_path / "work")
-        trees.append(open_tree(lowers, *places, TreeOptions(metacopy=True)))
-        return UnionSide(trees[-1])
-
-    yield make
-    for tree in trees:
-        tree.close()
-
-
-def plant(root: Path, *paths: str) -> None:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(path)
+def tree_options() -> TreeOptions:
+    return TreeOptions(metacopy=True)
 
 
 def twice(side: UnionSide, union: Union) -> Iterator[UnionSide]:
@@ -291,9 +267,9 @@ def test_what_is_redirected_is_not_shown_without_its_lower_parts(
     lowers = [tmp_path / "upper", tmp_path / "top", tmp_path / "low"]
     options = TreeOptions(redirects=Redirects.NOFOLLOW)
     tree = open_tree(lowers, tmp_path / "new", tmp_path / "new work", options)
-    for name, lower in ((b"g2", "g"), (b"d2", "d")):
+    for moved, lower in ((b"g2", "g"), (b"d2", "d")):
         with pytest.raises(LayerError, match=f"redirected to {lower}, and redirect_dir=nofollow"):
-            tree.lookup(tree.root, name)
+            tree.lookup(tree.root, moved)
     tree.close()
 
 

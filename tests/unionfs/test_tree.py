@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.unionfs.trees import OWNER, PlainSide, UnionSide, open_tree
+from tests.unionfs.trees import OWNER, PlainSide, Union, UnionSide, open_tree, plant
 from unionfs import syscalls, whiteouts
 from unionfs.changes import WritableTree
 from unionfs.errors import MountError
@@ -19,34 +19,6 @@ from unionfs.layers.upper import Upper
 from unionfs.options import Redirects, TreeOptions
 
 pytestmark = pytest.mark.usefixtures("no_umask")
-
-Union = Callable[[], UnionSide]
-
-
-@pytest.fixture
-def union(tmp_path: Path) -> Iterator[Union]:
-    """Opens the union of top, low, upper and work below the test's directory; again if asked."""
-    for name in ("top", "low", "upper", "work"):
-        (tmp_path / name).mkdir(exist_ok=True)
-    trees: list[WritableTree] = []
-
-    def make() -> UnionSide:
-        if trees:
-            trees.pop().close()
-        trees.append(
-            open_tree([tmp_path / "top", tmp_path / "low"], tmp_path / "upper", tmp_path / "work")
-        )
-        return UnionSide(trees[-1])
-
-    yield make
-    for tree in trees:
-        tree.close()
-
-
-def plant(root: Path, *paths: str) -> None:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(path)
 
 
 def test_directories_merge_and_files_hide(tmp_path: Path, union: Union) -> None:

@@ -46,6 +46,7 @@ def test_what_is_none_of_the_index_stays_and_means_nothing(base: Path) -> None:
     os.link(base / "low/f", base / "low/g")
     side = open_union(base)
     key = side.tree.link_key(side.node(b"f"))
+    assert key is not None
     side.tree.close()
     index = base / "work/links"
     (index / "sub/dir").mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,13 @@ class Seen(NamedTuple):
     data: bytes
     xattrs: tuple[tuple[bytes, bytes], ...]
     first: bytes
+
+
+def plant(root: Path, *paths: str) -> None:
+    """Make files that hold their own paths."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(path)
 
 
 def open_tree(
@@ -150,6 +158,10 @@ class UnionSide:
             tuple(sorted(self.tree.xattrs(node).items())),
             b"" if node.is_directory else firsts.setdefault(node.number, path),
         )
+
+
+Union = Callable[[], UnionSide]
+"""Opens a union, and again if it is open."""
 
 
 class PlainSide:
