@@ -50,6 +50,8 @@ class ReadableTree(Tree):
             except FileNotFoundError:
                 continue
             except LayerError as error:
+                if self.options.show_whiteouts:
+                    raise  # an archive must not lack it without a word
                 log.error("%s, so it is not listed", error)  # the others can still be reached
                 continue
             yield name, child, following

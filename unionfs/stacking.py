@@ -131,12 +131,27 @@ class _Search:
                 kind = stat.S_IFDIR
                 self._over |= layer.is_opaque(entry.handle)
             self._redirect(layer, entry, 0)
+        else:
+            self._expect_all(kind)
         if kind == stat.S_IFREG:
             raise LayerError(
                 f"{display(self._path[-1])} in layer {display(found[0][0].path)} is a metacopy "
                 "whose contents no lower layer has: mount it over the layers it was made with"
             )
         return Found(kind, tuple(found)) if found else NOTHING
+
+    def _expect_all(self, kind: int) -> None:
+        """Refuse what an archive of shown whiteouts would lose: a directory that was renamed away
+        from lower parts which are in no layer of the mount."""
+        if kind != stat.S_IFDIR or self._over:
+            return
+        layer, handle = self._found[-1]
+        if isinstance(layer, ShownWhiteouts) and layer.redirect(handle) is not None:
+            raise LayerError(
+                f"{display(self._path[-1])} of a directory that was renamed in layer "
+                f"{display(layer.path)} is in no layer below: show whiteouts of mounts with "
+                "redirect_dir=off, or show all layers"
+            )
 
     def _descend(self, layer: Layer, handle: object) -> Entry | None:
         """What one layer has at the path. A file or a whiteout on the way hides all below it."""
