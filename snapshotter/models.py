@@ -170,6 +170,6 @@ def parse_time(text: str | None) -> datetime:
     try:
         # Python 3.11 reads any number of fraction digits and keeps six of them.
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # which has no such time in UTC
         return epoch
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

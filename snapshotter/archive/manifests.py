@@ -13,11 +13,19 @@ from ..reference import Reference
 from ..store import Manifest, NewImage
 from .contents import Contents
 
+IMAGES_MAX = 4096
+"""The most images, and indexes of images, that one archive may describe."""
+LAYERS_MAX = 1000
+"""The most layers of one image."""
+
 _DEPTH_MAX = 4
 _INDEXES = (models.OCI_INDEX, models.DOCKER_INDEX)
 _MANIFESTS = (models.OCI_MANIFEST, models.DOCKER_MANIFEST)
 _CONFIGS = (models.OCI_CONFIG, models.DOCKER_CONFIG)
 _ATTESTATION = "vnd.docker.reference.type"
+
+_Known = dict[tuple[str, str, int], list[NewImage]]
+"""What descriptors (digest, media type, size) stand for."""
 
 
 def described(contents: Contents) -> list[NewImage]:
@@ -30,6 +38,8 @@ def described(contents: Contents) -> list[NewImage]:
         entries = models.decode(
             contents.document("manifest.json"), list[models.ArchiveImage], "manifest.json"
         )
+        if len(entries) > IMAGES_MAX:
+            raise _too_many_images()
         images = [_docker_image(contents, entry) for entry in entries]
         return _with_manifests(contents, images)
     if contents.has_document("index.json"):
@@ -45,6 +55,7 @@ def described(contents: Contents) -> list[NewImage]:
 
 def _docker_image(contents: Contents, entry: models.ArchiveImage) -> NewImage:
     config = contents.document(contents.checked(entry.config))
+    _limit_layers(len(entry.layers or []), entry.config)
     layers = [contents.layer(contents.checked(name)) for name in entry.layers or []]
     _check(config, layers, entry.config)
     try:
@@ -52,6 +63,15 @@ def _docker_image(contents: Contents, entry: models.ArchiveImage) -> NewImage:
     except InvalidReference as error:
         raise ArchiveError(f"manifest.json: {entry.repo_tags}: {error}") from error
     return NewImage(config, references)
+
+
+def _limit_layers(count: int, what: str) -> None:
+    if count > LAYERS_MAX:
+        raise ArchiveError(f"{what}: an image of {count} layers, {LAYERS_MAX} are allowed")
+
+
+def _too_many_images() -> ArchiveError:
+    return ArchiveError(f"the archive describes more than {IMAGES_MAX} images")
 
 
 def _check(config: bytes, layers: list[str], what: str) -> None:
@@ -89,9 +109,10 @@ def _layout_images(contents: Contents) -> list[NewImage]:
         raise ArchiveError(f"oci-layout: version {version!r} is not supported, 1.0.0 is")
     index = _index(contents.document("index.json"), "index.json")
     images: dict[bytes, NewImage] = {}
+    read: _Known = {}
     for descriptor in index.manifests:
         references = tuple(_references(descriptor))
-        for image in _images(contents, descriptor, 0):
+        for image in _images(contents, descriptor, 0, read):
             known = images.get(image.config, image)
             names = tuple(dict.fromkeys((*known.references, *references)))
             images[image.config] = replace(known, references=names)
@@ -110,10 +131,26 @@ def _references(descriptor: models.Descriptor) -> list[Reference]:
         raise ArchiveError(f"index.json: {name}: {error}") from error
 
 
-def _images(contents: Contents, descriptor: models.Descriptor, depth: int) -> Iterator[NewImage]:
-    """The image a descriptor stands for, without a name; none for what is not an image."""
-    if depth > _DEPTH_MAX:
-        raise ArchiveError(f"index {descriptor.digest} is nested too deeply")
+def _images(
+    contents: Contents, descriptor: models.Descriptor, depth: int, known: _Known
+) -> list[NewImage]:
+    """The image a descriptor stands for, without a name; none for what is not an image.
+
+    What is referred to many times is read once, or a few small indexes would keep us for days.
+    """
+    key = (descriptor.digest, descriptor.media_type, descriptor.size)
+    if key not in known:
+        if depth > _DEPTH_MAX:
+            raise ArchiveError(f"index {descriptor.digest} is nested too deeply")
+        if len(known) >= IMAGES_MAX:
+            raise _too_many_images()
+        known[key] = list(_read(contents, descriptor, depth, known))
+    return known[key]
+
+
+def _read(
+    contents: Contents, descriptor: models.Descriptor, depth: int, known: _Known
+) -> Iterator[NewImage]:
     if descriptor.media_type in _MANIFESTS:
         image = _manifest_image(contents, descriptor)
         if image is not None:
@@ -121,7 +158,7 @@ def _images(contents: Contents, descriptor: models.Descriptor, depth: int) -> It
     elif descriptor.media_type in _INDEXES:
         data = contents.document(contents.blob(descriptor))
         for nested in _index(data, descriptor.digest).manifests:
-            found = list(_images(contents, nested, depth + 1)) if _suits(nested) else []
+            found = _images(contents, nested, depth + 1, known) if _suits(nested) else []
             if found:
                 yield found[0]
                 return
@@ -144,6 +181,7 @@ def _manifest_image(contents: Contents, descriptor: models.Descriptor) -> NewIma
     if manifest.config.media_type not in _CONFIGS:
         return None
     config = contents.document(contents.blob(manifest.config))
+    _limit_layers(len(manifest.layers), what)
     layers = [contents.layer(contents.blob(layer)) for layer in manifest.layers]
     _check(config, layers, f"config {manifest.config.digest}")
     blobs = tuple(filter(None, (contents.kept(layer) for layer in manifest.layers)))

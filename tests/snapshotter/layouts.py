@@ -33,14 +33,14 @@ class Layout:
         return self.blob(json.dumps(content).encode(), kind, **fields)
 
     def image(
-        self, layers: Sequence[Descriptor], plain: Sequence[bytes], **fields: Any
+        self, layers: Sequence[Descriptor], plain: Sequence[bytes], /, **fields: Any
     ) -> Descriptor:
         """Add an image of layers, whose uncompressed archives are ``plain``."""
         config = self.blob(config_of(plain), CONFIG)
         manifest = {"schemaVersion": 2, "config": config, "layers": list(layers), **fields}
         return self.document(manifest, MANIFEST)
 
-    def index(self, manifests: Sequence[Descriptor], **fields: Any) -> Descriptor:
+    def index(self, manifests: Sequence[Descriptor], /, **fields: Any) -> Descriptor:
         """Add an index."""
         content = {"schemaVersion": 2, "manifests": list(manifests), **fields}
         return self.document(content, INDEX)
