@@ -34,6 +34,7 @@ _COMMANDS = {
     "rmi": (".commands.rmi:rmi", "Remove images"),
     "run": (".commands.run:run", "Run a command in a new container"),
     "save": (".commands.save:save", "Save images to a tar archive"),
+    "system": (".commands.groups:system", "Manage what lamina keeps"),
     "tag": (".commands.tag:tag", "Give an image another name"),
     "umount": (".commands.mount:umount", "Unmount directories that lamina has mounted"),
     "unpack": (".commands.unpack:unpack", "Write the files of an image to a directory"),

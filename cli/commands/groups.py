@@ -1,4 +1,4 @@
-"""The groups ``lamina image`` and ``lamina container``: the same commands under longer names."""
+"""The groups of commands: ``lamina image``, ``lamina container`` and ``lamina system``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _IMAGE_COMMANDS = {
     "inspect": (".commands.inspect:inspect_images", "Show everything about images"),
     "load": (".commands.load:load", "Load images from a tar archive or standard input"),
     "ls": (".commands.images:images", "List images"),
+    "prune": (".commands.prune:images", "Remove unused images"),
     "rm": (".commands.rmi:rmi", "Remove images"),
     "save": (".commands.save:save", "Save images to a tar archive"),
     "tag": (".commands.tag:tag", "Give an image another name"),
@@ -24,8 +25,15 @@ _CONTAINER_COMMANDS = {
     "export": (".commands.export:export", "Write a container's filesystem to a tar archive"),
     "inspect": (".commands.inspect:inspect_containers", "Show everything about containers"),
     "ls": (".commands.ps:ps", "List containers"),
+    "prune": (".commands.prune:containers", "Remove all stopped containers"),
     "rm": (".commands.rm:rm", "Remove containers"),
     "run": (".commands.run:run", "Run a command in a new container"),
+}
+
+_SYSTEM_COMMANDS = {
+    "df": (".commands.system:df", "Show how much of the disk is used"),
+    "info": (".commands.info:info", "Show what lamina finds on this machine and in the store"),
+    "prune": (".commands.prune:system", "Remove unused data"),
 }
 
 
@@ -37,3 +45,8 @@ def image() -> None:
 @click.group(cls=LazyGroup, commands_at=_CONTAINER_COMMANDS)
 def container() -> None:
     """Manage containers."""
+
+
+@click.group(cls=LazyGroup, commands_at=_SYSTEM_COMMANDS)
+def system() -> None:
+    """Manage what lamina keeps."""

@@ -16,6 +16,7 @@ container is there wholly or not at all.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .. import digest
-from ..errors import NoSuchImage, StoreError
+from ..errors import Conflict, NoSuchContainer, NoSuchImage, StoreError
 from ..progress import Progress, Readable
 from ..reference import Reference
 from .blobs import Blob, Blobs, Manifest, NewBlob
@@ -35,23 +36,38 @@ from .database import FORMAT, Database
 from .images import Deleted, Image, Images, LayerInfo, NewImage, Untagged
 from .layers import Layers, RootAttributes, StoredLayer
 from .locks import locked, workspace
+from .pruning import Selection, stopped_containers, unused_images
 from .snapshots import Snapshot, SnapshotKind, Snapshots, SnapshotUsage
 from .sweeping import is_due, sweep
+from .usage import (
+    BlobUsage,
+    ContainerUsage,
+    ImageUsage,
+    Usage,
+    blob_usage,
+    directory_size,
+    rooms_size,
+    usage,
+)
 
 if TYPE_CHECKING:
     from .verify import Report, State, Work
 
 __all__ = [
     "Blob",
+    "BlobUsage",
     "Container",
     "ContainerConfig",
+    "ContainerUsage",
     "Deleted",
     "Image",
+    "ImageUsage",
     "LayerInfo",
     "Manifest",
     "NewBlob",
     "NewImage",
     "RootAttributes",
+    "Selection",
     "Session",
     "Snapshot",
     "SnapshotKind",
@@ -59,7 +75,10 @@ __all__ = [
     "Store",
     "StoredLayer",
     "Untagged",
+    "Usage",
 ]
+
+_log = logging.getLogger(__name__)
 
 _ROOMS = ("layers", "blobs", "containers", "snapshots", "tmp")
 _DATABASE = "lamina.db"
@@ -219,6 +238,45 @@ class Store:
         if any(isinstance(record, Deleted) for record in records):
             self.sweep()
         return records
+
+    def prune_images(
+        self, selection: Selection | None = None, *, every: bool = False
+    ) -> list[Untagged | Deleted]:
+        """Remove nameless images that nothing uses, or with ``every`` all without containers."""
+        chosen = selection or Selection()
+        records = self._images.remove_unused(
+            lambda images: unused_images(images, self._database, chosen, every=every)
+        )
+        if records:
+            self.sweep()
+        return records
+
+    def prune_containers(self, selection: Selection | None = None) -> list[ContainerUsage]:
+        """Remove the containers that do not run; what each took."""
+        removed = []
+        for container in stopped_containers(self.containers(), selection or Selection()):
+            size = directory_size(container.upper)
+            try:
+                removed.append(ContainerUsage(self.remove_container(container.id), size))
+            except (Conflict, NoSuchContainer) as error:
+                _log.info("not removed: %s", error)  # mounted, started or removed meanwhile
+        return removed
+
+    def give_up_blobs(self) -> list[BlobUsage]:
+        """Forget the compressed layers that are kept: what images named them, and cannot now."""
+        given_up = blob_usage(self.blobs)
+        self.blobs.give_up()
+        self.sweep()
+        return given_up
+
+    def usage(self) -> Usage:
+        """How much of the disk images, containers and kept compressed layers take."""
+        with self.reading():
+            return usage(self._database, self.root, self.images(), self.containers(), self.blobs)
+
+    def size(self) -> int:
+        """The bytes of all layers, merged indexes and kept compressed layers."""
+        return rooms_size(self.root)
 
     def runs(self, image: Image) -> list[Path]:
         """The files to mount an image from, topmost first; none for an image without layers.

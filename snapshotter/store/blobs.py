@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import compression, digest
-from ..errors import StoreError
+from .. import compression, digest, models
+from ..errors import ArchiveError, StoreError
 from .database import Database, Row
 from .layers import Layers
 from .locks import sync_directory
@@ -149,12 +149,21 @@ class Blobs:
             *manifest,
         )
 
-    def give_up(self) -> list[Blob]:
-        """Forget every blob that is a file; the files are swept. What was forgotten."""
-        with self._database.transaction():
-            kept = [blob for blob in self.all() if blob.recipe is None]
-            self._database.run("DELETE FROM blob WHERE recipe IS NULL")
-        return kept
+    def named(self) -> dict[str, list[str]]:
+        """The digests of all layers that manifests name, each with the IDs of their images."""
+        found: dict[str, list[str]] = {}
+        for image, content in self._database.rows("SELECT image, content FROM manifest"):
+            try:
+                manifest = models.decode(content, models.Manifest, "manifest")
+            except ArchiveError:
+                continue  # damaged; a verification says so
+            for layer in manifest.layers:
+                found.setdefault(layer.digest, []).append(digest.text(image))
+        return found
+
+    def give_up(self) -> None:
+        """Forget every blob that is a file; the files are swept."""
+        self._database.run("DELETE FROM blob WHERE recipe IS NULL")
 
 
 def _build(row: Row) -> Blob:

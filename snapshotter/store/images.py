@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -241,6 +241,18 @@ class Images:
             if self._by_reference(name) is None:
                 return self._remove_by_id(image, force)
             return self._remove_reference(image, Reference.parse(name).tagged(), force)
+
+    def remove_unused(
+        self, choose: Callable[[list[Image]], list[Image]]
+    ) -> list[Untagged | Deleted]:
+        """Remove the images that ``choose`` names, until it names none; all in one transaction."""
+        records: list[Untagged | Deleted] = []
+        with self._database.transaction():
+            while chosen := choose(self.all()):
+                for image in chosen:
+                    records += self._untag(image.references)
+                    records += self._delete(image)
+        return records
 
     def _remove_reference(
         self, image: Image, reference: Reference, force: bool
