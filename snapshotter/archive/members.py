@@ -173,13 +173,14 @@ def _fields(kind: bytes, data: bytes) -> dict[str, bytes]:
     if kind == b"K":
         return {"linkpath": _string(data)}
     fields = {}
-    while data:
-        digits, space, _ = data.partition(b" ")
-        length = _decimal(digits) if space else 0
-        record, data = data[:length], data[length:]
-        key, equals, value = record[len(digits) + 1 :].partition(b"=")
-        if length <= len(digits) + 1 or len(record) < length or not equals or value[-1:] != b"\n":
+    at = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + 20)
+        end = at + _decimal(data[at:space]) if space > at else 0
+        key, equals, value = data[space + 1 : end].partition(b"=")
+        if not space < end <= len(data) or not equals or value[-1:] != b"\n":
             raise ArchiveError("a PAX header of the archive is malformed")
         if key in (b"path", b"linkpath", b"size"):
             fields[key.decode()] = value[:-1]
+        at = end
     return fields

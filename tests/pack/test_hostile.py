@@ -19,7 +19,7 @@ from tests.pack.archives import Entry, directory, file, link, symlink
 from unionfs.entry import WHITEOUT
 from unionfs.errors import LayerError, PackError
 from unionfs.layers.packed import PackedLayer
-from unionfs.pack import Pack, ingest, merge, rebuild, verify
+from unionfs.pack import Limits, Pack, ingest, merge, rebuild, verify
 from unionfs.pack.chunks import CACHE
 from unionfs.pack.format import (
     BLOCK_SIZE,
@@ -288,3 +288,20 @@ def test_noise_is_no_archive(tmp_path_factory: pytest.TempPathFactory, noise: by
         return
     with pytest.raises(LayerError):
         ingest(io.BytesIO(noise), tmp_path_factory.getbasetemp() / "noise.pack")
+
+
+def test_directories_that_only_paths_tell_of_are_counted(tmp_path: Path) -> None:
+    """A short path of a thousand names would take a thousand times the memory of its entry."""
+    tar = archives.tar_of([file(f"{number}/" + "x/" * 99 + "f") for number in range(5)])
+    ingest(io.BytesIO(tar), tmp_path / "pack", limits=Limits(entries=500))
+    with pytest.raises(LayerError, match="limit of 499 directories"):
+        ingest(io.BytesIO(tar), tmp_path / "pack", limits=Limits(entries=499))
+
+
+def test_what_a_global_header_gives_every_entry_is_counted(tmp_path: Path) -> None:
+    xattrs = {f"SCHILY.xattr.user.{number}": "value" for number in range(1000)}
+    tar = tarfile.TarInfo.create_pax_global_header(xattrs)
+    tar += archives.tar_of([file(str(number)) for number in range(10)])
+    ingest(io.BytesIO(tar), tmp_path / "pack", limits=Limits(metadata=150_000))
+    with pytest.raises(LayerError, match="names, targets and xattrs up to 7 are larger"):
+        ingest(io.BytesIO(tar), tmp_path / "pack", limits=Limits(metadata=100_000))

@@ -297,6 +297,7 @@ def test_lookup_finds_every_name_of_a_big_directory_and_no_other(tmp_path: Path)
         (Limits(depth=1), "limit of 1 names"),
         (Limits(tar=2048), "limit of 2048 bytes"),
         (Limits(content=5), "limit of 5 bytes"),
+        (Limits(metadata=10), "names, targets and xattrs up to f are .* limit of 10 bytes"),
     ],
 )
 def test_limits_are_named(tmp_path: Path, limits: Limits, message: str) -> None:

@@ -92,3 +92,26 @@ def test_headers_that_promise_too_much_are_refused() -> None:
     member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
     with pytest.raises(ArchiveError, match="has no place in an archive"):
         read(member.tobuf())
+
+
+def test_a_header_of_many_records_takes_time_once_for_each() -> None:
+    """Read anew from each record on, these would take minutes."""
+    records = b"6 a=b\n" * ((1 << 20) // 6 - 2) + b"10 path=x\n"
+    member = tarfile.TarInfo("h")
+    member.type, member.size = tarfile.XHDTYPE, len(records)
+    block = member.tobuf() + records + bytes(-len(records) % 512) + tarfile.TarInfo("y").tobuf()
+    assert read(block * 20 + bytes(1024)) == {"x": b""}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [b"6 a=b\nxx", b"6 a=b\n6 a=b", b"6 a=b\n 6a=b\n", b"6 a=b\n0 a=b\n", b"3 a=b\n",
+     b"7 a=b\n", b"6 a-b\n", b"6 a=bx", b"99999999999999999999999 a=b\n", b" ", b"2 ", b"1"],
+)  # fmt: skip
+def test_a_malformed_record_is_an_error(records: bytes) -> None:
+    member = tarfile.TarInfo("h")
+    member.type, member.size = tarfile.XHDTYPE, len(records)
+    with pytest.raises(ArchiveError, match="malformed|is not a size"):
+        read(
+            member.tobuf() + records.ljust(512, b"\0") + tarfile.TarInfo("y").tobuf() + bytes(1024)
+        )

@@ -77,6 +77,7 @@ class Draft:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._directories = 0
         self.root = _directory(IMPLICIT)
 
     def split(self, path: bytes) -> list[bytes]:
@@ -206,13 +207,18 @@ class Draft:
             node = self._enter_directory(node, name)
         return node
 
-    @staticmethod
-    def _enter_directory(parent: Node, name: bytes) -> Node:
+    def _enter_directory(self, parent: Node, name: bytes) -> Node:
         """A directory to be used; what has its name and is none is replaced."""
         assert parent.children is not None
         found = parent.children.get(name)
         if found is not None and found.is_directory:
             return found
+        self._directories += 1
+        if self._directories > self._limits.entries:
+            raise LayerError(
+                f"the paths of the layer have more than the limit of {self._limits.entries}"
+                " directories"
+            )
         # A file of this layer stood there, which hid what lower layers have of that name.
         made = parent.children[name] = _directory(IMPLICIT if found is None else IMPLICIT | OPAQUE)
         return made

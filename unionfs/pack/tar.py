@@ -40,13 +40,18 @@ REGULAR = b"\x0007S"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an archive may make us take. Lengths in bytes; an error names the limit."""
+    """What an archive may make us take. Lengths in bytes; an error names the limit.
+
+    ``entries`` also bounds the directories, with those that only paths tell of, ``metadata`` the
+    names, targets and xattrs of all entries together: these are held in memory.
+    """
 
     entries: int = 1 << 22
     path: int = 4096
     depth: int = 1024
     xattrs: int = 1 << 20
     pax: int = 1 << 20
+    metadata: int = 1 << 29
     tar: int = 1 << 42
     content: int = 1 << 40
 
@@ -129,6 +134,7 @@ class TarReader:
         self._global: dict[bytes, bytes] = {}
         self._last: bytes = b""
         self._padding = 0
+        self._metadata = 0
 
     def next(self) -> Member | None:
         """The next entry, or None at the end marker. Raises :class:`LayerError`."""
@@ -255,12 +261,21 @@ class TarReader:
         elif header.type in b"\x0007":
             payload, sparse = self._pax_sparse(records, payload)
         xattrs = xattrs_of(records) if records else {}
-        if sum(map(len, xattrs)) + sum(map(len, xattrs.values())) > self._limits.xattrs:
+        self._bound_metadata(header, sum(map(len, xattrs)) + sum(map(len, xattrs.values())))
+        return Member(header, payload, xattrs, sparse)
+
+    def _bound_metadata(self, header: Header, xattrs: int) -> None:
+        if xattrs > self._limits.xattrs:
             raise LayerError(
                 f"the xattrs of {display(header.name)} are larger than the limit of"
                 f" {self._limits.xattrs} bytes"
             )
-        return Member(header, payload, xattrs, sparse)
+        self._metadata += len(header.name) - header.name.rfind(b"/") + len(header.link) + xattrs
+        if self._metadata > self._limits.metadata:
+            raise LayerError(
+                f"the names, targets and xattrs up to {display(header.name)} are larger than the"
+                f" limit of {self._limits.metadata} bytes"
+            )
 
     def _old_sparse(self, block: bytes, payload: int) -> Sparse:
         runs, more, size = old_sparse(block)
