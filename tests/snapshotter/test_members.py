@@ -111,7 +111,5 @@ def test_a_header_of_many_records_takes_time_once_for_each() -> None:
 def test_a_malformed_record_is_an_error(records: bytes) -> None:
     member = tarfile.TarInfo("h")
     member.type, member.size = tarfile.XHDTYPE, len(records)
-    with pytest.raises(ArchiveError, match="malformed|is not a size"):
-        read(
-            member.tobuf() + records.ljust(512, b"\0") + tarfile.TarInfo("y").tobuf() + bytes(1024)
-        )
+    with pytest.raises(ArchiveError, match=r"malformed|is not a size"):
+        read(member.tobuf() + records.ljust(512, b"\0") + bytes(1024))
