@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,17 +19,30 @@ from ..session import Session, pass_session
 
 if TYPE_CHECKING:
     from snapshotter.progress import Progress
+    from snapshotter.store import Store
     from snapshotter.store.verify import Finding, Report
 
 
 @click.command()
 @click.argument("names", metavar="[IMAGE]...", nargs=-1)
 @click.option("--repair", is_flag=True, help="Mend what can be mended from what the store has.")
+@click.option(
+    "--from",
+    "archive",
+    type=click.Path(path_type=Path),
+    help="Repair also with the layers of this archive, of any form that load reads.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Show only what is wrong.")
 @click.option("--format", "form", type=click.Choice(["json"]), help="Print JSON.")
 @pass_session
 def verify(
-    session: Session, *, names: tuple[str, ...], repair: bool, quiet: bool, form: str | None
+    session: Session,
+    *,
+    names: tuple[str, ...],
+    repair: bool,
+    archive: Path | None,
+    quiet: bool,
+    form: str | None,
 ) -> None:
     """Check every digest, chunk, index and row of the store, or of what IMAGEs need.
 
@@ -38,8 +54,9 @@ def verify(
     if quiet or form == "json":
         progress = None
     # Nothing is swept before it is known what belongs to something.
-    with Store.open(session.root, sweeping=False) as store:
-        report = store.verify(names, repair=repair, progress=progress)
+    with Store.open(session.root, sweeping=False) as store, _layers_of(archive, store) as spare:
+        wanted = repair or archive is not None
+        report = store.verify(names, repair=wanted, spare=spare, progress=progress)
     if form == "json":
         click.echo(json.dumps(_document(report), ensure_ascii=False))
     else:
@@ -49,6 +66,21 @@ def verify(
             click.echo(_summary(report))
     if not report.is_sound:
         raise click.exceptions.Exit(FAILURE)
+
+
+@contextmanager
+def _layers_of(archive: Path | None, store: Store) -> Iterator[Store | None]:
+    """A store for this while, with what an archive holds."""
+    from snapshotter.archive import load  # noqa: PLC0415
+    from snapshotter.store import Store  # noqa: PLC0415
+
+    if archive is None:
+        yield None
+        return
+    with store.session() as session, Store.open(session.directory / "spare") as spare:
+        with archive.open("rb") as stream:
+            load(spare, stream)
+        yield spare
 
 
 def _tell(layer: str, action: str, done: int, total: int | None) -> None:

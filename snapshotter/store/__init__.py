@@ -172,10 +172,12 @@ class Store:
         names: Sequence[str] | None = None,
         *,
         repair: bool = False,
+        spare: Store | None = None,
         progress: Progress | None = None,
     ) -> Report:
         """Check everything, or what these images need; with ``repair`` mend what can be.
 
+        What this store lacks is taken from the layers of ``spare``.
         Raises :class:`StoreError` if the database cannot be read, and what :meth:`image` does.
         """
         from . import verify  # noqa: PLC0415
@@ -192,6 +194,7 @@ class Store:
                 self.blobs,
                 session.directory if session is not None else None,
                 progress,
+                spare.layers if spare is not None else None,
             )
             verify.verify(work, images)
         if images is None:

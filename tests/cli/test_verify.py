@@ -75,6 +75,20 @@ def test_what_is_lost_is_told_with_those_it_concerns(box: Lamina) -> None:
     assert (document["Images"], document["Layers"]) == (1, 1)
 
 
+def test_a_lost_layer_comes_back_from_an_archive(box: Lamina, tmp_path: Path) -> None:
+    box("save", "-o", tmp_path / "box.tar.gz", "box:1")
+    path = pack(box)
+    whole = path.read_bytes()
+    for damaged in (whole[:9000], whole[:5000] + b"?" + whole[5001:]):
+        path.write_bytes(damaged)
+        assert box("verify", "--repair", check=False).returncode == 1
+        done = box("verify", "--from", tmp_path / "box.tar.gz")
+        assert done.stdout.startswith(f"repaired: layers/{path.name}: ")
+        assert path.read_bytes() == whole
+    assert box("verify", "-q").stdout == ""
+    assert list((box.root / "tmp").iterdir()) == []
+
+
 def test_what_is_repaired_is_told_once(box: Lamina) -> None:
     (box.root / "layers" / "left.pack").write_bytes(b"left")
     assert box("verify", check=False).returncode == 1

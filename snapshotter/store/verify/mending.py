@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,20 +154,46 @@ class _Before:
 
 
 def _ingested(work: Work, diff_id: str, path: Path, known: _Before | None) -> bool:
-    """Make a pack of a kept blob of the layer; whether there is a good one."""
+    """Make a pack of a kept blob of the layer, or of a spare layer; whether there is a good one."""
     from unionfs.pack import ingest  # noqa: PLC0415
 
-    for blob in work.blobs.of_layer(diff_id):
-        if blob.recipe is None:
-            try:
-                with work.blobs.path(blob.digest).open("rb") as stream:
-                    made = ingest(compression.plain(stream), path, known)
-            except (UnionError, SnapshotterError):
-                continue
-            if digest.text(made.diff_id) == diff_id:
-                return True
+    for archive in _archives(work, diff_id):
+        try:
+            made = ingest(compression.plain(Pieces(archive)), path, known)
+        except (UnionError, SnapshotterError, OSError):
+            continue
+        if digest.text(made.diff_id) == diff_id:
+            return True
     path.unlink(missing_ok=True)
     return False
+
+
+def _archives(work: Work, diff_id: str) -> Iterator[Iterator[bytes]]:
+    """The archives that there are of a layer, compressed or not."""
+    for blob in work.blobs.of_layer(diff_id):
+        if blob.recipe is None:
+            yield work.blobs.read(blob)
+    if work.spare is not None and work.spare.get(diff_id) is not None:
+        yield work.spare.rebuilt(diff_id)
+
+
+class Pieces:
+    """Pieces as a stream that counts; ``size`` is what was read."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = iter(pieces)
+        self._rest = b""
+        self.size = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes, or a piece; empty only at the end."""
+        data = self._rest or next(self._pieces, b"")
+        if size >= 0:
+            data, self._rest = data[:size], data[size:]
+        else:
+            self._rest = b""
+        self.size += len(data)
+        return data
 
 
 def _is_whole(work: Work, path: Path, diff_id: str) -> bool:

@@ -15,6 +15,7 @@ from ..blobs import Blob
 from ..layers import StoredLayer
 from ..locks import sync_directory
 from ..sweeping import known_files
+from .mending import Pieces
 from .report import State, Work
 
 _PIECE = 1 << 18
@@ -158,7 +159,7 @@ def _blob_problem(work: Work, blob: Blob, layer: StoredLayer) -> str | None:
 
 def _measure(work: Work, blob: Blob) -> tuple[str, int]:
     """The diff_id and the size of what a blob is; raises for damage."""
-    stream = _Pieces(work.blobs.read(blob))
+    stream = Pieces(work.blobs.read(blob))
     check = hashlib.sha256()
     plain = compression.plain(stream)
     while data := plain.read(_PIECE):
@@ -211,20 +212,6 @@ def _named_again(work: Work, blob: Blob) -> bool:
         )
         return True
     return False
-
-
-class _Pieces:
-    """Pieces as a stream that counts."""
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces = iter(pieces)
-        self.size = 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        """The next piece."""
-        data = next(self._pieces, b"")
-        self.size += len(data)
-        return data
 
 
 def verify_manifests(work: Work, only: set[bytes] | None) -> None:

@@ -85,8 +85,8 @@ SELECT image FROM image_layer AS top WHERE chain = ? AND NOT EXISTS (
 class Work:
     """One verification: what it works with, and its report.
 
-    ``workspace`` is where repairs make files; None if there are to be none. ``bad_layers`` are the
-    numbers of layers that are not whole.
+    ``workspace`` is where repairs make files; None if there are to be none. ``spare`` are layers of
+    another store to take from. ``bad_layers`` are the numbers of layers that are not whole.
     """
 
     database: Database
@@ -95,6 +95,7 @@ class Work:
     blobs: Blobs
     workspace: Path | None
     progress: Progress | None
+    spare: Layers | None = None
     report: Report = field(default_factory=Report)
     bad_layers: set[int] = field(default_factory=set)
 
