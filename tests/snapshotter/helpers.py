@@ -20,7 +20,7 @@ from typing import Any
 from backports import zstd
 
 from snapshotter import digest
-from snapshotter.archive import load, save
+from snapshotter.archive import load, save, save_oci
 from snapshotter.errors import Conflict, NoSuchContainer, NoSuchImage
 from snapshotter.images import commit, import_rootfs
 from snapshotter.store import Container, ContainerConfig, Image, SnapshotKind, Store
@@ -261,6 +261,20 @@ def _busy(store: Store, path: Path, number: int) -> None:
             continue
 
 
+def _repair(store: Store) -> None:
+    store.verify(repair=True)
+
+
+def _prune(store: Store) -> None:
+    store.prune_containers()
+    store.prune_images(every=True)
+
+
+def _save_oci(store: Store, path: Path, *names: str) -> None:
+    with path.open("wb") as stream:
+        save_oci(store, names, stream)
+
+
 OPERATIONS: dict[str, Callable[..., None]] = {
     "import": _import,
     "commit": _commit,
@@ -270,4 +284,7 @@ OPERATIONS: dict[str, Callable[..., None]] = {
     "remove-container": _remove_container,
     "create-container": _create_container,
     "busy": _busy,
+    "repair": _repair,
+    "prune": _prune,
+    "save-oci": _save_oci,
 }
