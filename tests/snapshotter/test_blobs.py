@@ -236,6 +236,42 @@ def test_a_directory_gets_a_whole_layout_or_nothing(store: Store, tmp_path: Path
         save_oci(store, ["team/app:1"], tmp_path / "layout")
 
 
+def test_a_layout_in_a_directory_is_loaded(store: Store, tmp_path: Path) -> None:
+    archive = layout(layers(), "gzip")
+    place = tmp_path / "layout"
+    for name, data in archive.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(data if isinstance(data, bytes) else b"")
+    (found,) = load(store, place)
+    assert list(map(str, found.references)) == ["team/app:1"]
+    save_oci(store, ["team/app:1"], tmp_path / "again")
+    saved = {path.name: path.read_bytes() for path in (tmp_path / "again/blobs/sha256").iterdir()}
+    assert saved == {path.name: path.read_bytes() for path in (place / "blobs/sha256").iterdir()}
+
+
+def test_links_in_a_directory_are_not_followed(store: Store, tmp_path: Path) -> None:
+    archive = layout(layers(), "gzip")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "layout").mkdir()
+    for name, data in archive.items():
+        target = tmp_path / "elsewhere" / name.replace("/", "-")
+        target.write_bytes(data if isinstance(data, bytes) else b"")
+        place = tmp_path / "layout" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+    with pytest.raises(ArchiveError, match="not an image archive"):
+        load(store, tmp_path / "layout")
+    for name in ("index.json", "oci-layout"):
+        (tmp_path / "layout" / name).unlink()
+        os.rename(tmp_path / "elsewhere" / name, tmp_path / "layout" / name)
+    with pytest.raises(ArchiveError, match="has no blob"):
+        load(store, tmp_path / "layout")
+    os.rename(tmp_path / "layout" / "blobs", tmp_path / "blobs")
+    (tmp_path / "layout" / "blobs").symlink_to(tmp_path / "blobs")
+    with pytest.raises(ArchiveError, match="has no blob"):
+        load(store, tmp_path / "layout")
+
+
 def test_a_store_of_the_first_version_gets_what_it_lacks(store: Store) -> None:
     image = small_image(store, "a")
     connection = sqlite3.connect(store.root / "lamina.db")
