@@ -33,6 +33,9 @@ _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _ARCHIVE_LEVELS = {"gzip": 2, "zstd": 3}
 """The level of isal and of zstd for whole archives."""
 
+_XZ_MEMORY = 160 << 20
+"""Bytes that an xz archive may make us take: twice what ``xz -9`` asks for, as for zstd."""
+
 _HEAD = 10
 _XZ = b"\xfd7zXZ\x00"
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
@@ -74,8 +77,12 @@ def plain(stream: Readable) -> Readable:
     if _BZIP2.match(head):
         return _Members(pushed, bz2.BZ2Decompressor, "bzip2")
     if head.startswith(_XZ):
-        return _Members(pushed, lzma.LZMADecompressor, "xz")
+        return _Members(pushed, _xz_decompressor, "xz")
     return decompress(pushed)
+
+
+def _xz_decompressor() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
 
 
 class Prefixed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
 import tracemalloc
@@ -270,6 +271,15 @@ def test_a_bomb_is_read_in_pieces_and_never_held(store: Store) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 48 << 20
+
+
+def test_an_xz_archive_gets_no_more_memory_than_xz_needs(store: Store) -> None:
+    """Its header asks for a dictionary of 4 GiB (the .xz file format, 3.1 and 5.3.1)."""
+    packed = bytearray(lzma.compress(docker_archive(config_of([SMALL]), [SMALL])))
+    end = 12 + 4 * packed[12]
+    packed[packed.index(b"\x21\x01", 12) + 2] = 40
+    packed[end : end + 4] = zlib.crc32(packed[12:end]).to_bytes(4, "little")
+    refused(store, bytes(packed), "xz data: Memory usage limit exceeded")
 
 
 def test_zeros_behind_an_archive_are_not_held(store: Store) -> None:
