@@ -101,7 +101,7 @@ class Storage:
         """Remove all containers; fail when the engines left a mount behind."""
         left: list[Path] = []
         try:
-            self.podman("rm", "--force", "--all")
+            self._remove_containers()
             self.buildah("rm", "--all")
             self.podman("image", "unmount", "--all", "--force")
             # The driver makes its own directory a mountpoint, and leaves it so.
@@ -110,6 +110,16 @@ class Storage:
             for mountpoint in reversed(mountpoints_below(self.directory)):
                 unmount(mountpoint, lazy=True)
         assert not left, f"mounts were left behind: {left}"
+
+    def _remove_containers(self) -> None:
+        """podman now and then does not wait for its own mounts of ``/dev/shm`` to go."""
+        try:
+            self.podman("rm", "--force", "--all")
+        except AssertionError:
+            for mountpoint in mountpoints_below(self.directory):
+                if mountpoint.name == "shm":
+                    unmount(mountpoint, lazy=True)
+            self.podman("rm", "--force", "--all")
 
 
 def storage_settings(directory: Path, mount_program: Path | None) -> str:

@@ -46,9 +46,10 @@ def as_nobody(action: Callable[[], None]) -> None:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """Directories of an ordinary user: low, upper, work."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+    """Directories of an ordinary user, who can reach them: low, upper, work."""
+    for parent in (tmp_path, *tmp_path.parents):
+        if not parent.stat().st_mode & stat.S_ISVTX and parent.is_relative_to("/tmp"):
+            parent.chmod(0o755)
     for name in ("low", "upper", "work"):
         (tmp_path / name).mkdir()
     return tmp_path
