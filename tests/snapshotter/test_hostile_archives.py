@@ -328,3 +328,30 @@ def test_control_characters_in_names_are_escaped_in_errors(store: Store) -> None
         load(store, io.BytesIO(info.tobuf()))
     assert str(raised.value).isprintable()
     assert os.fsencode(str(raised.value))
+
+
+# -- directories ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["blob", "blobs/sha256", "blobs", "index.json"])
+@pytest.mark.parametrize("how", ["symlink", "fifo"])
+def test_a_directory_is_read_by_its_own_files_alone(
+    store: Store, tmp_path_factory: pytest.TempPathFactory, where: str, how: str
+) -> None:
+    """What is no file of it, but a symlink to one elsewhere, or would keep us waiting."""
+    layout = Layout()
+    top = layout.image([layout.blob(SMALL, LAYER)], [SMALL])
+    base = tmp_path_factory.mktemp("layouts")
+    with tarfile.open(fileobj=io.BytesIO(layout.archive(top))) as archive:
+        archive.extractall(base / "layout")  # made above
+    place = (
+        base / "layout" / where.replace("blob", f"blobs/sha256/{sha256(SMALL)}", where == "blob")
+    )
+    place.rename(base / "elsewhere")
+    if how == "symlink":
+        place.symlink_to(base / "elsewhere")
+    else:
+        os.mkfifo(place)
+    with pytest.raises(ArchiveError, match=r"has no blob|has no document|neither manifest"):
+        load(store, base / "layout")
+    assert store.images() == []
