@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 FEW = 300
 """Cases of each parser in a normal run."""
-MANY = 20_000
+MANY = 5_000
 """Cases of each parser in a long run."""
 
 _CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -1,4 +1,4 @@
-"""The parsers of unionfs: 300 cases each, 20,000 in a long run; whole archives and packs fewer."""
+"""The parsers of unionfs: 300 cases each, 5,000 in a long run; whole archives and packs fewer."""
 
 from __future__ import annotations
 
