@@ -82,11 +82,15 @@ class Reference:
 
     @property
     def repository(self) -> str:
-        """The familiar name without tag and digest: ``busybox``, ``example.org/team/app``."""
-        if self.domain != DEFAULT_DOMAIN:
-            return f"{self.domain}/{self.path}"
+        """The familiar name without tag and digest: ``busybox``, ``example.org/team/app``.
+
+        It is read as this name again, so ``docker.io/example.org/app`` keeps its domain.
+        """
         short = self.path.removeprefix(_OFFICIAL)
-        return self.path if "/" in short else short
+        short = self.path if "/" in short else short
+        if _split_domain(short) == (self.domain, self.path):
+            return short
+        return f"{self.domain}/{self.path}"
 
     @property
     def full(self) -> str:

@@ -17,6 +17,8 @@ from snapshotter.reference import Reference
         ("docker.io/busybox", "docker.io/library/busybox", "busybox"),
         ("index.docker.io/library/x", "docker.io/library/x", "x"),
         ("docker.io/library/a/b", "docker.io/library/a/b", "library/a/b"),
+        ("docker.io/example.org/a", "docker.io/example.org/a", "docker.io/example.org/a"),
+        ("docker.io/localhost/a", "docker.io/localhost/a", "docker.io/localhost/a"),
         ("localhost/app", "localhost/app", "localhost/app"),
         ("localhost:5000/app:v1", "localhost:5000/app:v1", "localhost:5000/app:v1"),
         ("127.0.0.1:5000/team/app", "127.0.0.1:5000/team/app", "127.0.0.1:5000/team/app"),
