@@ -182,8 +182,7 @@ class Difference:
 
     def _file(self, path: bytes, node: Node, attributes: Attributes) -> Iterator[bytes]:
         """The entry of anything but a directory."""
-        layer, handle = node.parts[0]
-        if layer.attributes(handle).nlink > 1:  # a moved name is hidden from the tree's own count
+        if self._tree.has_links(node):
             links = self._links_of(node)
             links.names.append(path)
             if links.names[0] != path:

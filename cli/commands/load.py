@@ -21,7 +21,7 @@ from ..session import Session, pass_session
     "--input",
     "file",
     type=click.Path(path_type=Path, allow_dash=True),
-    help="The archive to read; standard input without it.",
+    help="The archive, or directory with an OCI layout, to read; standard input without it.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @pass_session
@@ -43,7 +43,9 @@ def load(session: Session, file: Path | None, quiet: bool) -> None:
                 click.echo(f"Loaded image ID: {loaded.image.id}")
 
 
-def _open(file: Path | None, stack: ExitStack) -> BinaryIO:
+def _open(file: Path | None, stack: ExitStack) -> BinaryIO | Path:
+    if file is not None and file.is_dir():
+        return file
     if file is not None and str(file) != "-":
         return stack.enter_context(open(file, "rb"))
     if sys.stdin.isatty():

@@ -83,6 +83,13 @@ def test_a_directory_is_written_only_where_there_is_nothing(box: Lamina, tmp_pat
     assert (tmp_path / "empty" / "oci-layout").exists()
 
 
+def test_a_layout_is_loaded_from_its_directory(box: Lamina, tmp_path: Path) -> None:
+    box("save", "--format", "oci-dir", "-o", tmp_path / "layout", "box:1")
+    box("rmi", "box:1")
+    assert "Loaded image: box:1" in box("load", "-i", tmp_path / "layout").stdout
+    assert "box" in box("images").stdout
+
+
 @pytest.mark.parametrize("platform", ["linux/arm64", "linux/arm64/v8"])
 def test_the_platform_an_image_has_may_be_named(box: Lamina, platform: str) -> None:
     assert box.run("save", "--platform", platform, "box:1").stdout == box.run("save", "box").stdout

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from snapshotter.diff import Difference
@@ -56,6 +56,11 @@ def sights(side: UnionSide) -> dict[bytes, Seen]:
     }
 
 
+@example(
+    low={b"b/a": b""},
+    links=[(0, b"a"), (0, b"b/b")],
+    changes=[partial(UnionSide.unlink, path=b"a")],
+)
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     low=st.dictionaries(PATHS, st.binary(max_size=12), max_size=7),
