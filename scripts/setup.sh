@@ -86,6 +86,7 @@ look_for_peers() {
     needs podman has podman
     needs skopeo has skopeo
     needs uidmap has newuidmap
+    needs umoci has umoci
 }
 
 as_root() {
