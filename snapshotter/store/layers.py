@@ -13,11 +13,13 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
+
+from unionfs import syscalls
 
 from .. import digest
 from ..errors import StoreError
@@ -220,19 +222,17 @@ class Layers:
         self, layers: Sequence[StoredLayer], chains: Sequence[str], first: int, path: Path
     ) -> None:
         """Merge the layers from ``first`` on, using what is already merged of them."""
-        from unionfs.pack import Pack, merge  # noqa: PLC0415
+        from unionfs.pack import merge  # noqa: PLC0415
 
-        inputs: list[Pack] = []
-        try:
-            for start, end in _parts(layers, first):
-                name = _run_name(layers, chains, start, end)
-                usable = name.endswith(".pack") or self._has_run(name)
-                names = [name] if usable else [self.path(x.diff_id).name for x in layers[start:end]]
-                inputs.extend(Pack(self.file(each)) for each in names)
+        files: list[Path] = []
+        for start, end in _parts(layers, first):
+            name = _run_name(layers, chains, start, end)
+            if name.endswith(".pack") or self._has_run(name):
+                files.append(self.file(name))
+            else:
+                files.extend(self.path(layer.diff_id) for layer in layers[start:end])
+        with _opened(files) as inputs:
             merge(inputs, path, digest.raw(chains[-1]), complete=first == 0)
-        finally:
-            for pack in inputs:
-                pack.close()
 
     def planned(self, layers: Sequence[StoredLayer]) -> list[tuple[str, int, int]]:
         """The runs that serve these layers, bottom first: file, first layer, and end of each."""
@@ -241,11 +241,10 @@ class Layers:
 
     def merge_packs(self, layers: Sequence[StoredLayer], first: int, path: Path) -> None:
         """Merge the layers from ``first`` on, relying on nothing but their packs."""
-        from unionfs.pack import Pack, merge  # noqa: PLC0415
+        from unionfs.pack import merge  # noqa: PLC0415
 
         *_, chain = digest.chain(layer.diff_id for layer in layers)
-        with ExitStack() as stack:
-            packs = [stack.enter_context(Pack(self.path(x.diff_id))) for x in layers[first:]]
+        with _opened([self.path(layer.diff_id) for layer in layers[first:]]) as packs:
             merge(packs, path, digest.raw(chain), complete=first == 0)
 
     def root_attributes(self, files: Sequence[Path]) -> RootAttributes:
@@ -285,6 +284,16 @@ class Layers:
             "INSERT INTO run VALUES (?, ?, ?)",
             [(chain, position, name) for position, name in enumerate(runs.files)],
         )
+
+
+@contextmanager
+def _opened(files: Sequence[Path]) -> Iterator[list[Pack]]:
+    """Packs, all open at once: an image may have more layers than a process has descriptors."""
+    from unionfs.pack import Pack  # noqa: PLC0415
+
+    syscalls.raise_descriptor_limit()
+    with ExitStack() as stack:
+        yield [stack.enter_context(Pack(file)) for file in files]
 
 
 def _parts(layers: Sequence[StoredLayer], first: int) -> list[tuple[int, int]]:

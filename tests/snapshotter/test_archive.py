@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import resource
 import stat
 import tarfile
 from pathlib import Path
@@ -334,3 +335,16 @@ def test_an_output_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_image_may_have_more_layers_than_a_process_has_descriptors(store: Store) -> None:
+    layers = [tar({f"f{number}": b"%d" % number}) for number in range(90)]
+    archive = docker_archive(config_of(layers), layers, "many:1")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        (loaded,) = load(store, io.BytesIO(archive))
+        assert len(tree_of(store, loaded.image)) == 90
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
