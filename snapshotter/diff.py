@@ -63,7 +63,7 @@ class _Links(NamedTuple):
     below: tuple[tuple[bytes, ...], ...]
 
 
-class Difference:
+class Difference(tarwriter.TarStream):
     """The tar stream of an upper, the topmost layer of ``tree``.
 
     ``clamp`` is the latest time an entry may have, in seconds since the epoch; with ``with_root``
@@ -79,22 +79,7 @@ class Difference:
         self._with_root = with_root
         self._links: dict[tuple[int, int], _Links] = {}
         self._late: set[bytes] = set()
-        self._pieces = self._tar()
-        self._rest = b""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to ``size`` bytes (all by default); empty only at the end."""
-        if size < 0:
-            parts = [self._rest, *self._pieces]
-            self._rest = b""
-            return b"".join(parts)
-        parts, length = [self._rest], len(self._rest)
-        while length < size and (piece := next(self._pieces, None)) is not None:
-            parts.append(piece)
-            length += len(piece)
-        data = b"".join(parts)
-        self._rest = data[size:]
-        return data[:size]
+        super().__init__(self._tar())
 
     def _tar(self) -> Iterator[bytes]:
         root = self._tree.root

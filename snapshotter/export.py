@@ -59,23 +59,11 @@ def pieces(view: View, *, clamp: int | None = None, root: Node | None = None) ->
     yield tarwriter.END
 
 
-class Flattened:
+def flattened(
+    view: View, *, clamp: int | None = None, root: Node | None = None
+) -> tarwriter.TarStream:
     """The tar of :func:`pieces` as something to be read."""
-
-    def __init__(self, view: View, *, clamp: int | None = None, root: Node | None = None) -> None:
-        self._pieces = pieces(view, clamp=clamp, root=root)
-        self._rest = b""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to ``size`` bytes (all by default); empty only at the end."""
-        parts, length = [self._rest], len(self._rest)
-        while (size < 0 or length < size) and (piece := next(self._pieces, None)) is not None:
-            parts.append(piece)
-            length += len(piece)
-        data = b"".join(parts)
-        end = length if size < 0 else size
-        self._rest = data[end:]
-        return data[:end]
+    return tarwriter.TarStream(pieces(view, clamp=clamp, root=root))
 
 
 def _header(view: View, file: File, clamp: int | None) -> bytes:

@@ -12,7 +12,7 @@ from unionfs.reading import ReadableTree
 
 from . import compression, digest, dockerfile, models, platforms
 from .diff import Difference, root_has_changed
-from .export import Flattened
+from .export import flattened
 from .progress import Counted, Progress, Readable
 from .reference import Reference
 from .store import Container, ContainerConfig, Image, NewImage, Store
@@ -121,11 +121,11 @@ def _difference(view: View, container: Container, clamp: int | None) -> Readable
 def _whole(view: View, container: Container, clamp: int | None) -> Readable:
     """The layer of everything that a container shows."""
     if root_has_changed(view.tree, container.pristine):
-        return Flattened(view, clamp=clamp, root=view.tree.root)
+        return flattened(view, clamp=clamp, root=view.tree.root)
     # The upper's root is as old as the container, and without privileges its owner is another.
     root = ReadableTree(view.tree.lowers[1:]).root
     known = view.shows(root) and view.has_attributes(root)
-    return Flattened(view, clamp=clamp, root=root if known else None)
+    return flattened(view, clamp=clamp, root=root if known else None)
 
 
 def _history(document: dict[str, Any], *, squash: bool) -> list[dict[str, Any]]:

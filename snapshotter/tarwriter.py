@@ -1,4 +1,4 @@
-"""Headers of tar entries, always the same bytes for the same entry.
+"""Tar archives as they are written: headers of entries, always the same bytes for the same entry.
 
 The format is POSIX ustar; what does not fit in it (long names, large numbers, negative times,
 xattrs) goes into a PAX extended header before it (IEEE Std 1003.1, pax, "pax Interchange Format").
@@ -9,7 +9,7 @@ tools read them. User and group names are left empty: only numbers mean anything
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -31,6 +31,28 @@ TYPES = {
 _NAME, _PREFIX = 100, 155
 _ID_MAX, _SIZE_MAX = 0o7777777, 0o77777777777
 _XATTR = b"SCHILY.xattr."
+
+
+class TarStream:
+    """An archive that is made piece by piece while it is read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes (all by default); empty only at the end.
+
+        Raises what making the pieces raises.
+        """
+        parts, length = [self._rest], len(self._rest)
+        while (size < 0 or length < size) and (piece := next(self._pieces, None)) is not None:
+            parts.append(piece)
+            length += len(piece)
+        data = b"".join(parts)
+        end = length if size < 0 else size
+        self._rest = data[end:]
+        return data[:end]
 
 
 def padding(size: int) -> bytes:

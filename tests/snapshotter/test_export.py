@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from snapshotter.export import Flattened, export
+from snapshotter.export import export, flattened
 from snapshotter.images import commit, import_rootfs
 from snapshotter.store import Container, Store
 from snapshotter.views import View
@@ -49,7 +49,7 @@ def test_a_flattened_union_shows_the_same(
     low: dict[bytes, bytes], links: list[tuple[int, bytes]], steps: list[partial[None]]
 ) -> None:
     with changed(low, links, steps) as union:
-        ingest(Flattened(View(union.tree)), union.directory / "flat.pack")
+        ingest(flattened(View(union.tree)), union.directory / "flat.pack")
         with closing(open_union([os.fsencode(union.directory / "flat.pack")])) as tree:
             seen = sights(UnionSide(tree))
         expected = {
