@@ -494,8 +494,20 @@ class MountMachine(RuleBasedStateMachine):
     @invariant()
     def same(self) -> None:
         """Half of the runs look at everything after each step, the others do not disturb."""
+        if LAMINA in self.roots:
+            self.forget_removed()
         if self.watchful and LAMINA in self.roots:
             self.compare()
+
+    def forget_removed(self) -> None:
+        """The filesystem gives the number of a removed file to the next that is made."""
+        places = (
+            os.path.join(above, name)
+            for above, directories, files in os.walk(self.roots[PLAIN])
+            for name in (*directories, *files)
+        )
+        present = {os.lstat(place).st_ino for place in places}
+        self.numbers = {ino: number for ino, number in self.numbers.items() if ino in present}
 
     @rule()
     def compare(self) -> None:
