@@ -147,7 +147,7 @@ class _Comparison:
         index = self._now.links
         if index is None:
             return found
-        for key, _ in index.names(index.root()):
+        for key in index.all_keys():
             for names in self._now.links_of(key):
                 for depth, name in enumerate(names):
                     found[b"".join(b"/" + part for part in names[:depth])].add(name)

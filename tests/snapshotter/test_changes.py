@@ -70,6 +70,13 @@ def test_a_new_container_has_changed_nothing(store: Store) -> None:
     assert listed(changes(store, container)) == []
 
 
+def test_what_others_put_into_the_index_of_hardlinks_is_passed_over(store: Store) -> None:
+    container = new_container(store, small_image(store))
+    (container.work / "links").mkdir()
+    (container.work / "links" / "notes.txt").touch()
+    assert listed(changes(store, container)) == []
+
+
 def test_a_directory_is_named_before_what_changed_in_it(store: Store) -> None:
     container = new_container(store, small_image(store, a=b"1", b=b"2"))
     (container.upper / "bin").mkdir()
