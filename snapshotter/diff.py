@@ -167,7 +167,8 @@ class Difference(tarwriter.TarStream):
 
     def _file(self, path: bytes, node: Node, attributes: Attributes) -> Iterator[bytes]:
         """The entry of anything but a directory."""
-        if self._tree.has_links(node):
+        layer, handle = node.parts[0]
+        if layer.attributes(handle).nlink > 1:  # the tree's own count is without names that moved
             links = self._links_of(node)
             links.names.append(path)
             if links.names[0] != path:
@@ -198,7 +199,7 @@ class Difference(tarwriter.TarStream):
         index = self._tree.links
         if index is not None:
             for key in index.all_keys():
-                identity = _identity(index.attributes(Place(index.root(), key)))
+                identity = _identity(index.stat(index.spot(key)))
                 yield from self._late_names(identity, self._tree.links_of(key))
         for identity, links in list(self._links.items()):
             yield from self._late_names(identity, links.below)

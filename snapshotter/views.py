@@ -35,15 +35,9 @@ class View:
         return any(layer is not self._hidden for layer, _ in node.parts)
 
     def attributes(self, node: Node) -> Attributes:
-        """The attributes of a file. Number and count of links are those in its layer.
-
-        The index of hardlinks has a file by one name, which is then counted as two.
-        """
+        """The attributes of a file. Number and count of links are those in its layer."""
         layer, handle = self._part(node)
-        found = layer.attributes(handle)
-        if layer is self.tree.links:
-            return found._replace(nlink=max(found.nlink, 2))
-        return found
+        return layer.attributes(handle)
 
     def xattrs(self, node: Node) -> dict[bytes, bytes]:
         """The extended attributes of a file that are not the host's."""

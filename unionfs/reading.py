@@ -145,14 +145,6 @@ class ReadableTree(Tree):
                     return layer, handle
         return node.parts[0]
 
-    def has_links(self, node: Node) -> bool:
-        """Whether a file of a tree without an upper has, or had, several names.
-
-        The tree's own count is without names that were moved, and the index has its file by one.
-        """
-        layer, handle = node.parts[0]
-        return layer is self.links or layer.attributes(handle).nlink > 1
-
     def target(self, node: Node) -> bytes:
         """The target of a symlink."""
         if node.kind != stat.S_IFLNK:

@@ -236,20 +236,21 @@ class Tree:
         if key is None or place is None:
             return None
         spot = self.links.spot(key)
-        found = self.links.attributes(place)
+        found = self.links.stat(spot)
         if found.kind != lower.kind:
             return None  # nothing of the index
         copied = (found.space, found.number)
         node = self._by_identity.get(copied)
+        above = self.upper is not None
         if node is None:
             number = self._numbers.number(lower.space, lower.number)
-            above = self.upper is not None
             parts: Parts = () if above else ((self.links, place),)
             node = Node(number, found.kind, upper=above, place=None, parts=parts)
             self.identify(node, copied)
-            self._recall_links(node, spot, found)
+            if above:
+                self._recall_links(node, spot, found)
             self._nodes_add(node)
-        if node.link_key is None:  # the upper takes no xattrs, so the file below is asked
+        if above and node.link_key is None:  # the upper takes no xattrs, so the file below is asked
             node.link_key = key
             node.extra = max(0, lower.nlink - (found.nlink - 1))
         return node

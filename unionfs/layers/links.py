@@ -18,6 +18,7 @@ import stat
 from typing import NamedTuple
 
 from .. import xattrs
+from ..entry import Attributes, Handle
 from .directory import DirectoryLayer, Place
 from .spot import Spot
 
@@ -66,6 +67,20 @@ class LinkIndex(DirectoryLayer):
             if kind != stat.S_IFDIR and _KEY.fullmatch(name)
         )
 
+    def attributes(self, handle: Handle) -> Attributes:
+        """The attributes of a file, with its names counted as in a layer.
+
+        Those that lower layers have are names of it, and the key is none. Where that is not known,
+        because the filesystem has no xattrs, there are several.
+        """
+        found = super().attributes(handle)
+        if handle.parent is None:
+            return found
+        record = self.record(self.spot(handle.name))
+        if record is None:
+            return found._replace(nlink=max(found.nlink, 2))
+        return found._replace(nlink=found.nlink - 1 + record.names_below(found.nlink))
+
     def find(self, key: bytes) -> Place | None:
         """The file of a key."""
         try:
@@ -81,10 +96,13 @@ class LinkIndex(DirectoryLayer):
     def record(self, spot: Spot) -> Record | None:
         """What a file says of itself, if it is indeed the one that the index has."""
         found = parse_record(xattrs.marks(spot.path(), follow=spot.follow).get(_RECORD))
-        if found is None or self.find(found.key) is None:
+        if found is None:
             return None
-        same = os.path.samestat(self.spot(found.key).stat(), spot.stat())
-        return found if same else None
+        try:
+            indexed = self.spot(found.key).stat()
+        except FileNotFoundError:
+            return None
+        return found if os.path.samestat(indexed, spot.stat()) else None
 
     def write_record(self, record: Record) -> None:
         """Note how many names a file of the index has."""
