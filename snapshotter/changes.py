@@ -23,7 +23,7 @@ from typing import NamedTuple
 from unionfs.nodes import Node, Part
 from unionfs.reading import ReadableTree
 
-from .diff import PIECE
+from .entries import PIECE
 from .store import Container, Store
 from .views import View, container_view
 

@@ -28,21 +28,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unionfs.entry import WHITEOUT, Attributes
-from unionfs.errors import LayerError, display
 from unionfs.layers import Layer
 from unionfs.layers.directory import DirectoryLayer, Place
 from unionfs.layers.packed import PackedLayer
 from unionfs.nodes import Node
 from unionfs.reading import ReadableTree
 
-from . import tarwriter
-
-PIECE = 1 << 20
-"""How many bytes of a file are read at once."""
+from . import entries, tarwriter
 
 _MARKER = b".wh."
 _OPAQUE = b".wh..wh..opq"
-_HOST_XATTRS = (b"security.selinux",)
 
 
 class _Step(NamedTuple):
@@ -84,7 +79,7 @@ class Difference(tarwriter.TarStream):
     def _tar(self) -> Iterator[bytes]:
         root = self._tree.root
         if self._with_root:
-            yield self._header(b"./", tarwriter.DIRECTORY, root, self._tree.attributes(root))
+            yield self._header(b"./", root, self._tree.attributes(root))
         # A stack of half-written directories, so that depth is bounded by memory alone.
         stack = [(root, self._children(_Step(b"", root)))]
         self._tree.open_directory(root)
@@ -98,7 +93,7 @@ class Difference(tarwriter.TarStream):
                 continue
             attributes = self._tree.attributes(step.node)
             if step.node.is_directory:
-                yield self._header(step.path, tarwriter.DIRECTORY, step.node, attributes)
+                yield self._header(step.path, step.node, attributes)
                 self._tree.open_directory(step.node)
                 stack.append((step.node, self._children(step)))
             else:
@@ -172,18 +167,16 @@ class Difference(tarwriter.TarStream):
             links = self._links_of(node)
             links.names.append(path)
             if links.names[0] != path:
-                target = links.names[0]
-                yield self._header(path, tarwriter.HARDLINK, None, attributes, target=target)
+                yield entries.header(path, attributes, clamp=self._clamp, link=links.names[0])
                 return
         kind = attributes.kind
         if kind == stat.S_IFLNK:
-            target = self._tree.target(node)
-            yield self._header(path, tarwriter.TYPES[kind], node, attributes, target=target)
+            yield self._header(path, node, attributes, target=self._tree.target(node))
         elif kind == stat.S_IFREG:
-            yield self._header(path, tarwriter.REGULAR, node, attributes)
-            yield from self._content(path, node, attributes.size)
+            yield self._header(path, node, attributes)
+            yield from entries.content(self._tree, node, path, attributes.size)
         elif kind in tarwriter.TYPES:
-            yield self._header(path, tarwriter.TYPES[kind], node, attributes)
+            yield self._header(path, node, attributes)
 
     def _links_of(self, node: Node) -> _Links:
         """The record of a file with several names."""
@@ -227,53 +220,13 @@ class Difference(tarwriter.TarStream):
             name = b"/".join(path[:depth]) + b"/"
             if node is not None and self._upper_place(node) is None and name not in self._late:
                 self._late.add(name)
-                yield self._header(name, tarwriter.DIRECTORY, node, self._tree.attributes(node))
+                yield self._header(name, node, self._tree.attributes(node))
 
     def _header(
-        self,
-        path: bytes,
-        kind: bytes,
-        node: Node | None,
-        attributes: Attributes,
-        *,
-        target: bytes = b"",
+        self, path: bytes, node: Node, attributes: Attributes, *, target: bytes = b""
     ) -> bytes:
-        mtime = attributes.mtime_ns // 10**9
-        if self._clamp is not None:
-            mtime = min(mtime, self._clamp)
-        try:
-            return tarwriter.header(
-                path,
-                kind,
-                mode=stat.S_IMODE(attributes.mode),
-                uid=attributes.uid,
-                gid=attributes.gid,
-                size=attributes.size if kind == tarwriter.REGULAR else 0,
-                mtime=mtime,
-                target=target,
-                device=(os.major(attributes.rdev), os.minor(attributes.rdev)),
-                xattrs=self._xattrs(node) if node is not None else None,
-            )
-        except ValueError as error:
-            raise LayerError(f"{display(path)}: {error}") from error
-
-    def _xattrs(self, node: Node) -> dict[bytes, bytes]:
-        found = self._tree.xattrs(node)
-        for name in _HOST_XATTRS:
-            found.pop(name, None)
-        return found
-
-    def _content(self, path: bytes, node: Node, size: int) -> Iterator[bytes]:
-        offset = 0
-        while offset < size:
-            piece = self._tree.read(node, offset, min(PIECE, size - offset))
-            if not piece:
-                raise LayerError(
-                    f"{display(path)} became shorter while it was read: stop what writes to it"
-                )
-            offset += len(piece)
-            yield piece
-        yield tarwriter.padding(size)
+        xattrs = entries.without_host(self._tree.xattrs(node))
+        return entries.header(path, attributes, clamp=self._clamp, target=target, xattrs=xattrs)
 
 
 def _identity(attributes: Attributes) -> tuple[int, int]:
@@ -294,7 +247,5 @@ def root_has_changed(tree: ReadableTree, pristine: Path) -> bool:
 def _root_of(layer: Layer) -> tuple[int, int, int, dict[bytes, bytes]]:
     """What a root directory looks like, but for what the host alone decides."""
     own = layer.attributes(layer.root())
-    xattrs = layer.xattrs(layer.root())
-    for name in _HOST_XATTRS:
-        xattrs.pop(name, None)
+    xattrs = entries.without_host(layer.xattrs(layer.root()))
     return stat.S_IMODE(own.mode), own.uid, own.gid, xattrs

@@ -7,17 +7,13 @@ holes as zeros, no sockets. The same tree always gives the same bytes, whoever m
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from unionfs.entry import Attributes
-from unionfs.errors import LayerError, display
 from unionfs.nodes import Node
 
-from . import tarwriter
-from .diff import PIECE
+from . import entries, tarwriter
 from .store import Container, Store
 from .views import File, View, container_view, walk
 
@@ -37,7 +33,7 @@ def pieces(view: View, *, clamp: int | None = None, root: Node | None = None) ->
 
     ``clamp`` is the latest time an entry may have, in seconds since the epoch. ``root`` is the
     directory whose attributes the root has; without it the root is no entry. Raises
-    :class:`LayerError` for what no archive can hold, or becomes shorter while it is read.
+    ``LayerError`` for what no archive can hold, or becomes shorter while it is read.
     """
     if root is not None:
         yield _header(view, File(b".", root, view.attributes(root), None), clamp)
@@ -55,7 +51,7 @@ def pieces(view: View, *, clamp: int | None = None, root: Node | None = None) ->
             continue  # removed meanwhile, from a running container
         yield header
         if has_content:
-            yield from _content(view, file)
+            yield from entries.content(view.tree, file.node, file.path, file.attributes.size)
     yield tarwriter.END
 
 
@@ -68,44 +64,12 @@ def flattened(
 
 def _header(view: View, file: File, clamp: int | None) -> bytes:
     path, node, attributes, first = file
-    kind = attributes.kind
-    is_link = first is not None
-    try:
-        return tarwriter.header(
-            path + b"/" if kind == stat.S_IFDIR else path,
-            tarwriter.HARDLINK if is_link else tarwriter.TYPES[kind],
-            mode=stat.S_IMODE(attributes.mode),
-            uid=attributes.uid,
-            gid=attributes.gid,
-            size=attributes.size if kind == stat.S_IFREG and not is_link else 0,
-            mtime=_seconds(attributes, clamp),
-            target=_target(view, file),
-            device=(os.major(attributes.rdev), os.minor(attributes.rdev)),
-            xattrs=None if is_link else view.xattrs(node),
-        )
-    except ValueError as error:
-        raise LayerError(f"{display(path)}: {error}") from error
-
-
-def _target(view: View, file: File) -> bytes:
-    if file.first is not None:
-        return file.first
-    return view.tree.target(file.node) if file.attributes.kind == stat.S_IFLNK else b""
-
-
-def _seconds(attributes: Attributes, clamp: int | None) -> int:
-    seconds = attributes.mtime_ns // 10**9
-    return seconds if clamp is None else min(seconds, clamp)
-
-
-def _content(view: View, file: File) -> Iterator[bytes]:
-    size, offset = file.attributes.size, 0
-    while offset < size:
-        piece = view.tree.read(file.node, offset, min(PIECE, size - offset))
-        if not piece:
-            raise LayerError(
-                f"{display(file.path)} became shorter while it was read: stop what writes to it"
-            )
-        offset += len(piece)
-        yield piece
-    yield tarwriter.padding(size)
+    if first is not None:
+        return entries.header(path, attributes, clamp=clamp, link=first)
+    return entries.header(
+        path + b"/" if node.is_directory else path,
+        attributes,
+        clamp=clamp,
+        target=view.tree.target(node) if node.kind == stat.S_IFLNK else b"",
+        xattrs=view.xattrs(node),
+    )

@@ -24,7 +24,7 @@ from unionfs.layers import Content
 from unionfs.layers.directory import DirectoryLayer, Place
 from unionfs.layers.spot import Spot
 
-from .diff import PIECE
+from .entries import PIECE
 from .errors import SnapshotterError
 from .store import Image, Store
 from .views import File, View, image_view, walk

@@ -17,10 +17,8 @@ from unionfs.nodes import Node, Part
 from unionfs.opening import open_finished, open_union
 from unionfs.reading import ReadableTree
 
+from .entries import without_host
 from .store import Container, Image, Store
-
-_HOST_XATTRS = (b"security.selinux",)
-"""What the host's policy says of a file, and no image."""
 
 
 class View:
@@ -42,10 +40,7 @@ class View:
     def xattrs(self, node: Node) -> dict[bytes, bytes]:
         """The extended attributes of a file that are not the host's."""
         layer, handle = self._part(node)
-        found = layer.xattrs(handle)
-        for name in _HOST_XATTRS:
-            found.pop(name, None)
-        return found
+        return without_host(layer.xattrs(handle))
 
     def has_attributes(self, node: Node) -> bool:
         """Whether a layer says what a directory looks like; else it only is above something."""
