@@ -16,6 +16,7 @@ from unionfs.layers import Layer
 from unionfs.nodes import Node, Part
 from unionfs.opening import open_finished, open_union
 from unionfs.reading import ReadableTree
+from unionfs.stacking import describing_part
 
 from .entries import without_host
 from .store import Container, Image, Store
@@ -51,8 +52,8 @@ class View:
         """The part of a file that says what it looks like."""
         if not node.is_directory:
             return node.parts[0]
-        parts = [part for part in node.parts if part[0] is not self._hidden] or node.parts
-        return next((part for part in parts if not part[0].is_implicit(part[1])), parts[0])
+        shown = [part for part in node.parts if part[0] is not self._hidden]
+        return describing_part(shown or node.parts)
 
 
 @contextmanager

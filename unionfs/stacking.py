@@ -35,6 +35,20 @@ class Found(NamedTuple):
 NOTHING = Found(WHITEOUT, ())
 
 
+def describing_part(parts: Sequence[Part]) -> Part:
+    """The part that says what a directory looks like: the topmost that is there for itself."""
+    return next((part for part in parts if not part[0].is_implicit(part[1])), parts[0])
+
+
+def first_entry(parts: Sequence[Part], name: bytes) -> Entry | None:
+    """What the topmost of some layers that has a name says of it, be it that it is gone."""
+    for layer, handle in parts:
+        entry = layer.lookup(handle, name)
+        if entry is not None:
+            return entry
+    return None
+
+
 class Stack:
     """The lower layers that show, topmost first, and whether redirects are followed."""
 
@@ -54,7 +68,7 @@ class Stack:
             if entry.kind == stat.S_IFDIR or (
                 entry.kind == stat.S_IFREG and layer.is_metacopy(entry.handle)
             ):
-                return _Search(self, parts[at:], (name,)).run()
+                return _Search(self, parts[at:], (name,)).run(entry)
             if entry.kind == WHITEOUT:
                 return NOTHING
             return Found(entry.kind, ((layer, entry.handle),))
@@ -105,12 +119,13 @@ class _Search:
         self._found: list[Part] = []
         self._over = False
 
-    def run(self) -> Found:
+    def run(self, known: Entry | None = None) -> Found:
+        """Walk; ``known`` is what the first layer has at the path, if it was asked already."""
         found = self._found
         kind = WHITEOUT
         while self._ahead and not self._over:
             (layer, handle), self._ahead = self._ahead[0], self._ahead[1:]
-            entry = self._descend(layer, handle)
+            entry, known = known or self._descend(layer, handle), None
             if entry is None:
                 continue
             if entry.kind == WHITEOUT:

@@ -33,7 +33,7 @@ from .layers.spot import Spot, pinned
 from .layers.upper import Upper
 from .nodes import Node, Part, fail
 from .options import Redirects, TreeOptions
-from .stacking import Found, Parts, Stack
+from .stacking import Found, Parts, Stack, first_entry
 from .xattrs import METACOPY
 
 
@@ -160,11 +160,8 @@ class Tree:
 
     def lower_entry(self, parent: Node, name: bytes) -> Entry | None:
         """What lower layers show of a name, so what a removal in the upper must cover."""
-        for layer, handle in parent.parts:
-            entry = layer.lookup(handle, name)
-            if entry is not None:
-                return None if entry.kind == WHITEOUT else entry
-        return None
+        entry = first_entry(parent.parts, name)
+        return None if entry is None or entry.kind == WHITEOUT else entry
 
     def _directory(self, parent: Node, name: bytes, place: Place | None, parts: Parts) -> Node:
         if parts:
