@@ -206,21 +206,22 @@ class CopyUpTree(ReadableTree):
         while waiting[-1].names and not (parent := next(iter(waiting[-1].names))[0]).upper:
             waiting.append(parent)
         for step in reversed(waiting):
-            metacopy = step is node and not contents and self._may_be_metacopy(node)
-            self._copy_up_one(step, length if step is node else None, metacopy=metacopy)
+            is_last = step is node
+            self._copy_up_one(step, length if is_last else None, contents or not is_last)
 
-    def _may_be_metacopy(self, node: Node) -> bool:
-        """Whether attributes may go up alone. A file with several names goes up whole: its copy
-        could not be completed later in one step."""
-        if not self.options.metacopy or node.kind != stat.S_IFREG or not node.names:
-            return False
-        found = self.attributes(node)
-        return found.nlink == 1 and found.size > 0
-
-    def _copy_up_one(self, node: Node, length: int | None, *, metacopy: bool) -> None:
+    def _copy_up_one(self, node: Node, length: int | None, contents: bool) -> None:
         upper = self.writable()
         found = self._lower_attributes(node)
         links = found.nlink + node.extra
+        # A file with several names goes up whole: its copy could not be completed in one step.
+        metacopy = (
+            not contents
+            and self.options.metacopy
+            and node.kind == stat.S_IFREG
+            and bool(node.names)
+            and links == 1
+            and found.size > 0
+        )
         draft = Draft(
             source=node.parts[0 if node.is_directory else -1],
             attributes=found,

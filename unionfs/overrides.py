@@ -26,7 +26,6 @@ those two are ever overridden, and only a regular file can be meant as something
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
@@ -34,6 +33,7 @@ from typing import NamedTuple
 
 from .entry import Attributes
 from .pack.format import MAJOR_MAX, MINOR_MAX
+from .xattrs import ABSENT
 
 CONTAINERS = b"user.containers.override_stat"
 FUSE_OVERLAYFS = b"user.fuseoverlayfs.override_stat"
@@ -156,7 +156,7 @@ def used_in(root_fd: int) -> bytes | None:
         try:
             os.getxattr(root_fd, name)
         except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES):
+            if error.errno not in ABSENT:
                 raise
         else:
             return name

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from .contents import open_upper
 from .entry import WHITEOUT, Attributes
@@ -14,7 +14,9 @@ from .errors import LayerError
 from .layers import Content
 from .layers.shown import marks_first
 from .nodes import Listing, Node, Part, fail
+from .stacking import describing_part, first_entry
 from .tree import Tree
+from .xattrs import DEFAULT_ACL
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,8 @@ class ReadableTree(Tree):
             layer, handle = parts[depth]
             below = parts[depth + 1 :]
             for name, kind in layer.names(handle):
-                was = _kind_in(below, name) == stat.S_IFDIR
+                hidden = first_entry(below, name)
+                was = hidden is not None and hidden.is_directory
                 count += (kind == stat.S_IFDIR) - was
         return count
 
@@ -133,17 +136,12 @@ class ReadableTree(Tree):
         return 2 + node.subdirectories
 
     def _lower_attributes(self, node: Node) -> Attributes:
-        layer, handle = self.describing_part(node)
+        layer, handle = self._describing_part(node)
         return layer.attributes(handle)
 
     @staticmethod
-    def describing_part(node: Node) -> Part:
-        """The lower part that says what a node looks like: the topmost that knows."""
-        if node.is_directory:
-            for layer, handle in node.parts:
-                if not layer.is_implicit(handle):
-                    return layer, handle
-        return node.parts[0]
+    def _describing_part(node: Node) -> Part:
+        return describing_part(node.parts) if node.is_directory else node.parts[0]
 
     def target(self, node: Node) -> bytes:
         """The target of a symlink."""
@@ -164,7 +162,7 @@ class ReadableTree(Tree):
         if node.upper:
             assert self.upper is not None
             return self.upper.xattrs_at(self.spot(node))
-        layer, handle = self.describing_part(node)
+        layer, handle = self._describing_part(node)
         return layer.xattrs(handle)
 
     def xattr(self, node: Node, name: bytes) -> bytes:
@@ -175,6 +173,18 @@ class ReadableTree(Tree):
             return self.xattrs(node)[name]
         except KeyError:
             raise fail(errno.ENODATA, name) from None
+
+    def has_default_acl(self, directory: Node) -> bool:
+        """Whether what is made in a directory gets an ACL from it (acl(5))."""
+        try:
+            if directory.place is not None and self.upper is not None:
+                # asked for each new file, so by the descriptor that making it needs anyway
+                os.getxattr(self.upper.fd(directory.place), DEFAULT_ACL)
+            else:
+                self.xattr(directory, DEFAULT_ACL)
+        except OSError:
+            return False
+        return True
 
     def _upper_xattr(self, node: Node, name: bytes) -> bytes:
         assert self.upper is not None
@@ -224,11 +234,3 @@ class ReadableTree(Tree):
         if self.upper is not None:
             return os.fstatvfs(self.upper.fd(self.upper.root()))
         return os.statvfs(self.lowers[0].path)
-
-
-def _kind_in(parts: Sequence[Part], name: bytes) -> int:
-    for layer, handle in parts:
-        entry = layer.lookup(handle, name)
-        if entry is not None:
-            return entry.kind
-    return WHITEOUT

@@ -20,6 +20,8 @@ _ESCAPE = b"overlay."
 METACOPY = b"metacopy"
 """The mark of a file whose contents are in a lower layer."""
 
+DEFAULT_ACL = b"system.posix_acl_default"
+
 MARKS = (_FUSE_OVERLAYFS, b"user.overlay.", b"trusted.overlay.")
 """Where marks are read from; the last that has one decides."""
 

@@ -17,6 +17,7 @@ import stat
 from .. import overrides
 from ..entry import Attributes, Owner
 from ..overrides import Override
+from ..xattrs import ABSENT
 from .spot import Spot
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Ownership:
         """Give a file away; -1 leaves an id as it is."""
         info = spot.stat()
         override = self._read(spot, info.st_mode)
-        if override is None and not (self._always and self._can_override(info.st_mode)):
+        if self._is_hosts(info.st_mode, override):
             try:
                 os.chown(
                     spot.name, owner.uid, owner.gid, dir_fd=spot.dir_fd, follow_symlinks=spot.follow
@@ -51,9 +52,10 @@ class Ownership:
                     raise
             else:
                 return
-        uid, gid = self._now(info, override)[:2]
-        uid, gid = uid if owner.uid == -1 else owner.uid, gid if owner.gid == -1 else owner.gid
-        self._write(spot, self._now(info, override)._replace(uid=uid, gid=gid))
+        now = self._now(info, override)
+        uid = now.uid if owner.uid == -1 else owner.uid
+        gid = now.gid if owner.gid == -1 else owner.gid
+        self._write(spot, now._replace(uid=uid, gid=gid))
 
     def host_mode(self, mode: int) -> int:
         """The permission bits that a file of this type and mode has on the host."""
@@ -66,7 +68,7 @@ class Ownership:
         info = spot.stat()
         mode = stat.S_IMODE(mode)
         override = self._read(spot, info.st_mode)
-        if override is None and not (self._always and self._can_override(info.st_mode)):
+        if self._is_hosts(info.st_mode, override):
             kept = self.host_mode(stat.S_IFMT(info.st_mode) | mode)
             os.chmod(spot.name, kept, dir_fd=spot.dir_fd)
             if kept == mode:
@@ -103,13 +105,17 @@ class Ownership:
     def _can_override(self, mode: int) -> bool:
         return self.name is not None and (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
+    def _is_hosts(self, mode: int, override: Override | None) -> bool:
+        """Whether it is the host that is asked to change a file with this host's mode."""
+        return override is None and not (self._always and self._can_override(mode))
+
     def _read(self, spot: Spot, mode: int) -> Override | None:
         if self.name is None or not self._can_override(mode):
             return None
         try:
             return overrides.parse(os.getxattr(spot.path(), self.name, follow_symlinks=spot.follow))
         except OSError as error:
-            if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM, errno.EACCES):
+            if error.errno in ABSENT:
                 return None
             raise
 

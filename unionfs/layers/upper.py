@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 _PATIENCE = 2.0
 """Seconds to wait for the daemon of a mount that has just ended to let go of the work directory."""
 
-_DEFAULT_ACL = "system.posix_acl_default"
 _NUMBER = b"lamina"
 
 Make = Callable[[int, bytes], None]
@@ -104,7 +103,7 @@ class Upper(DirectoryLayer):
         )
         _empty(fd)
         try:
-            os.removexattr(fd, _DEFAULT_ACL)
+            os.removexattr(fd, xattrs.DEFAULT_ACL)
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.ENOTSUP):
                 raise
@@ -211,27 +210,31 @@ class Upper(DirectoryLayer):
     def _inheriting(self, directory: Place) -> Iterator[None]:
         """Have what is made aside inherit the default ACL of the directory that it is for."""
         try:
-            acl = os.getxattr(self.fd(directory), _DEFAULT_ACL)
+            acl = os.getxattr(self.fd(directory), xattrs.DEFAULT_ACL)
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.ENOTSUP):
                 raise
             yield
             return
-        os.setxattr(self.work_fd, _DEFAULT_ACL, acl)
+        os.setxattr(self.work_fd, xattrs.DEFAULT_ACL, acl)
         try:
             yield
         finally:
-            os.removexattr(self.work_fd, _DEFAULT_ACL)
+            os.removexattr(self.work_fd, xattrs.DEFAULT_ACL)
 
     def publish(self, temporary: bytes, directory: Place, name: bytes) -> None:
         """Put a file of the work directory in its place, over whatever whiteout stands there."""
         fd = self.fd(directory)
+        self._put(temporary, fd, name)
+        self._unmark(fd, name)
+
+    def _put(self, temporary: bytes, fd: int, name: bytes) -> None:
+        """Move a file of the work directory to a name, instead of what has it now."""
         try:
             syscalls.renameat2(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
         except FileExistsError:
             syscalls.renameat2(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
             self.discard(temporary)
-        self._unmark(fd, name)
 
     def remove(self, directory: Place, name: bytes, *, leave_whiteout: bool) -> None:
         """Take away what the upper has of a name; then it is gone or shows a whiteout.
@@ -253,11 +256,7 @@ class Upper(DirectoryLayer):
         """Leave a whiteout where a name is, removing what is there now."""
         temporary = self.temporary()
         if not self._aufs and whiteouts.create(self.work_fd, temporary):
-            try:
-                syscalls.renameat2(self.work_fd, temporary, fd, name, syscalls.RENAME_NOREPLACE)
-            except FileExistsError:
-                syscalls.renameat2(self.work_fd, temporary, fd, name, syscalls.RENAME_EXCHANGE)
-                self.discard(temporary)
+            self._put(temporary, fd, name)
             return
         self._mark(fd, name)
         if whiteouts.has_entry(fd, name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from pyfuse3 import (
@@ -20,8 +19,6 @@ from ..entry import Owner
 from ..nodes import Node
 from .base import Base
 from .boundary import answer
-
-DEFAULT_ACL = b"system.posix_acl_default"
 
 
 class NameOperations(Base):
@@ -49,20 +46,9 @@ class NameOperations(Base):
 
     def _masked(self, parent: Node, mode: ModeT, ctx: RequestContext) -> ModeT:
         """The mode of a new file: a default ACL takes the place of the umask (acl(5))."""
-        if not ctx.umask & mode or self._has_default_acl(parent):
+        if not ctx.umask & mode or self.tree.has_default_acl(parent):
             return mode
         return ModeT(mode & ~ctx.umask)
-
-    def _has_default_acl(self, directory: Node) -> bool:
-        try:
-            if directory.place is not None and self.tree.upper is not None:
-                # asked for each new file, so by the descriptor that making it needs anyway
-                os.getxattr(self.tree.upper.fd(directory.place), DEFAULT_ACL)
-            else:
-                self.tree.xattr(directory, DEFAULT_ACL)
-        except OSError:
-            return False
-        return True
 
     @answer
     async def mknod(
@@ -145,6 +131,6 @@ class NameOperations(Base):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        """Rename, with RENAME_NOREPLACE and RENAME_EXCHANGE."""
+        """Rename, with the flags of renameat2(2)."""
         old, new = self.tree.node(parent_inode_old), self.tree.node(parent_inode_new)
         self.tree.rename((old, name_old), (new, name_new), flags)
