@@ -31,7 +31,9 @@ class Output(Protocol):
 
     def file(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
         """Write a file of ``size`` bytes."""
-        ...
+        with self.open(name, size) as out:
+            for piece in pieces:
+                out.write(piece)
 
     def open(self, name: str, size: int) -> AbstractContextManager[Writable]:
         """A file of ``size`` bytes, to be written in the block."""
@@ -42,7 +44,7 @@ class Output(Protocol):
         ...
 
 
-class TarOutput:
+class TarOutput(Output):
     """A tar archive."""
 
     def __init__(self, out: Writable) -> None:
@@ -51,12 +53,6 @@ class TarOutput:
     def directory(self, name: str) -> None:
         """See :class:`Output`."""
         self._out.write(tarwriter.header(name.encode(), tarwriter.DIRECTORY, mode=0o755))
-
-    def file(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
-        """See :class:`Output`."""
-        with self.open(name, size) as out:
-            for piece in pieces:
-                out.write(piece)
 
     @contextmanager
     def open(self, name: str, size: int) -> Iterator[Writable]:
@@ -71,7 +67,7 @@ class TarOutput:
         self._out.write(tarwriter.END)
 
 
-class DirectoryOutput:
+class DirectoryOutput(Output):
     """The files below a directory, brought to the disk."""
 
     def __init__(self, root: Path) -> None:
@@ -80,12 +76,6 @@ class DirectoryOutput:
     def directory(self, name: str) -> None:
         """See :class:`Output`."""
         (self._root / name).mkdir()
-
-    def file(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
-        """See :class:`Output`."""
-        with self.open(name, size) as out:
-            for piece in pieces:
-                out.write(piece)
 
     @contextmanager
     def open(self, name: str, size: int) -> Iterator[Writable]:

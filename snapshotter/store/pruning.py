@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,12 +27,13 @@ class Selection:
         """Whether something made then, with these labels, is selected."""
         if self.until is not None and created > self.until:
             return False
-        return all(_has(labels, label) for label in self.labels) and not any(
-            _has(labels, label) for label in self.without
+        return all(has_label(labels, label) for label in self.labels) and not any(
+            has_label(labels, label) for label in self.without
         )
 
 
-def _has(labels: dict[str, str], wanted: str) -> bool:
+def has_label(labels: Mapping[str, str], wanted: str) -> bool:
+    """Whether a label ``KEY`` or ``KEY=VALUE`` is among some."""
     key, equals, value = wanted.partition("=")
     return key in labels and (not equals or labels[key] == value)
 

@@ -27,6 +27,7 @@ from ..errors import Conflict, NoSuchSnapshot
 from .containers import make_root
 from .database import Database, Row
 from .layers import Layers, RootAttributes, StoredLayer
+from .pruning import has_label
 
 _INHERITED = "containerd.io/snapshot/"
 """Labels that begin so are those of the parent too."""
@@ -77,7 +78,7 @@ SELECT snapshot.number, snapshot.name, snapshot.kind, snapshot.labels, snapshot.
 FROM snapshot LEFT JOIN snapshot AS above ON above.number = snapshot.parent
 """
 
-_ANCESTORS = """
+ANCESTORS = """
 WITH RECURSIVE line (number, parent, layer, depth) AS (
     SELECT number, parent, layer, 0 FROM snapshot WHERE name = ?
     UNION ALL
@@ -86,6 +87,7 @@ WITH RECURSIVE line (number, parent, layer, depth) AS (
 )
 SELECT diff_id FROM line JOIN layer ON layer.number = line.layer ORDER BY depth DESC
 """
+"""The layers of a snapshot and its parents, bottom first."""
 
 
 class Snapshots:
@@ -117,9 +119,7 @@ class Snapshots:
             found = _shown(_record(row))
             if kind not in (None, found.kind) or parent not in (None, found.parent):
                 continue
-            key, equals, value = (label or "").partition("=")
-            has_label = found.labels.get(key) == value if equals else key in found.labels
-            if label is None or has_label:
+            if label is None or has_label(found.labels, label):
                 yield found
 
     def usage(self, name: str) -> SnapshotUsage:
@@ -169,7 +169,7 @@ class Snapshots:
         """The layers of a committed snapshot and its parents, bottom first; none for no name."""
         if not name:
             return []
-        rows = self._database.rows(_ANCESTORS, name)
+        rows = self._database.rows(ANCESTORS, name)
         return self._layers.require([digest.text(diff_id) for (diff_id,) in rows])
 
     # -- changing ------------------------------------------------------------------------------

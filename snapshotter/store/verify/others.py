@@ -14,6 +14,7 @@ from ...errors import SnapshotterError
 from ..blobs import Blob
 from ..layers import StoredLayer
 from ..locks import sync_directory
+from ..snapshots import ANCESTORS
 from ..sweeping import known_files
 from .mending import Pieces
 from .report import State, Work
@@ -38,21 +39,10 @@ def verify_runs(work: Work, only: set[bytes] | None) -> None:
         for name, chain in work.database.rows(
             "SELECT name, chain FROM snapshot WHERE layer IS NOT NULL"
         ):
-            rows = work.database.rows(_LINE, name)
+            rows = work.database.rows(ANCESTORS, name)
             diff_ids = [digest.text(raw) for (raw,) in rows]
             _verify_snapshot_chain(work, name, chain, diff_ids)
             _verify_chain(work, diff_ids, seen, done)
-
-
-_LINE = """
-WITH RECURSIVE line (number, parent, layer, depth) AS (
-    SELECT number, parent, layer, 0 FROM snapshot WHERE name = ?
-    UNION ALL
-    SELECT snapshot.number, snapshot.parent, snapshot.layer, depth + 1
-    FROM snapshot JOIN line ON snapshot.number = line.parent
-)
-SELECT diff_id FROM line JOIN layer ON layer.number = line.layer ORDER BY depth DESC
-"""
 
 
 def _verify_snapshot_chain(work: Work, name: str, chain: bytes | None, diff_ids: list[str]) -> None:
